@@ -1,0 +1,102 @@
+"""What a mask of the top scores costs: contraprune.keep_top against torch's sort, topk and kthvalue.
+
+    python benchmarks/selection.py [--output FILE.json] [--threads 1] [--repeats 15]
+
+Every way builds the whole mask. Sort, topk and kthvalue build it from their threshold (and may keep too many
+where scores are tied, which keep_top does not). Repeats of all ways are interleaved, in one process.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from contraprune.selection import keep_top
+from machine import describe
+
+SIZES = {"147k": (384, 384), "590k": (384, 1536), "2.36M": (768, 3072)}
+DENSITIES = (0.5, 0.1, 0.03)
+
+
+def distributions(shape: tuple[int, int]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    normal, other = (torch.randn(shape, generator=generator) for _ in range(2))
+    return {
+        "normal": normal,
+        "ties": (3 * normal).round(),
+        "heavy-tailed": normal / other.abs().clamp_min(1e-6),
+        "all equal": torch.zeros(shape),
+    }
+
+
+def by_sort(scores: Tensor, density: float) -> Tensor:
+    flat = scores.flatten()
+    return scores >= flat.sort(descending=True).values[int(density * len(flat)) - 1]
+
+
+def by_topk(scores: Tensor, density: float) -> Tensor:
+    flat = scores.flatten()
+    return scores >= flat.topk(int(density * len(flat)), sorted=False).values.amin()
+
+
+def by_kthvalue(scores: Tensor, density: float) -> Tensor:
+    flat = scores.flatten()
+    return scores >= flat.kthvalue(len(flat) - int(density * len(flat)) + 1).values
+
+
+WAYS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "keep_top": keep_top,
+    "sort": by_sort,
+    "topk": by_topk,
+    "kthvalue": by_kthvalue,
+}
+
+
+def measure(scores: Tensor, density: float, repeats: int) -> dict[str, float]:
+    """Median milliseconds of each way."""
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    for _ in range(repeats):
+        for name, way in WAYS.items():
+            start = perf_counter()
+            way(scores, density)
+            seconds[name].append(perf_counter() - start)
+    return {name: round(1000 * median(values), 3) for name, values in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="write the results to this JSON file")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads")
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = []
+    print(f"{'scores':>7} {'distribution':>13} {'density':>8}", *(f"{name:>10}" for name in WAYS), "keep_top/sort")
+    for size, shape in SIZES.items():
+        for distribution, scores in distributions(shape).items():
+            for density in DENSITIES:
+                times = measure(scores, density, options.repeats)
+                ratios = {name: round(times["keep_top"] / times[name], 4) for name in WAYS if name != "keep_top"}
+                rows.append(
+                    {
+                        "scores": scores.numel(),
+                        "distribution": distribution,
+                        "density": density,
+                        "milliseconds": times,
+                        "keep_top_over": ratios,
+                    }
+                )
+                shown = (f"{value:7.2f} ms" for value in times.values())
+                print(f"{size:>7} {distribution:>13} {density:>8}", *shown, f"{ratios['sort']:.3f}", flush=True)
+    if options.output:
+        results = {"machine": describe(), "repeats": options.repeats, "results": rows}
+        options.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

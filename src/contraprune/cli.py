@@ -1,0 +1,276 @@
+"""The command line: flags to settings, results to tables, errors to one line."""
+
+import argparse
+import dataclasses
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from contraprune.errors import UserError
+
+_EPILOG = """\
+a first run:
+  contraprune demo
+
+the usual way, with your own data:
+  contraprune finetune --model bert-base-uncased --task sst2 --output_dir runs/teacher
+  contraprune prune --model bert-base-uncased --teacher runs/teacher/model --task sst2 --density 0.1 \\
+    --output_dir runs/pruned
+  contraprune evaluate runs/pruned/model --task sst2
+
+Every command explains itself: contraprune prune --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code (0, or 2 after an error that the user can mend)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command, rest = _command(arguments)
+        command(rest)
+    except UserError as error:
+        print(f"contraprune: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("contraprune: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _command(arguments: list[str]) -> tuple[Callable[[list[str]], None], list[str]]:
+    import contraprune
+
+    parser = argparse.ArgumentParser(
+        prog="contraprune",
+        description="Makes fine-tuned Hugging Face models smaller by Contrastive Pruning (Xu et al., AAAI 2022).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="help", help="Show this help and exit.")
+    parser.add_argument("--version", action="version", version=f"contraprune {contraprune.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=argparse.ArgumentParser)
+    for name, (_, summary) in _COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    if not arguments:
+        parser.print_help()
+        raise SystemExit(0)
+    name = arguments[0]
+    if name.startswith("-"):
+        parser.parse_args(arguments[:1])
+    if name not in _COMMANDS:
+        from contraprune.config import suggestion
+
+        raise UserError(f"{name}: no such command{suggestion(name, set(_COMMANDS))}; see contraprune --help")
+    return _COMMANDS[name][0], arguments[1:]
+
+
+# ---- flags to settings ----
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Shows each default, and leaves room for long flags."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=min(110, max(80, _columns())))
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help
+        default = action.default
+        if text and default not in (None, argparse.SUPPRESS, [], "") and not isinstance(default, bool):
+            shown = getattr(default, "value", default)
+            text += f" [{shown}]".replace("%", "%%")
+        return text
+
+
+def _columns() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns
+
+
+def _parser(command: str, classes: Sequence[type], *, positional: str | None = None) -> Any:
+    """A parser whose flags are the fields of ``classes``; training-loop fields beyond the usual stay unlisted."""
+    from transformers import HfArgumentParser, TrainingArguments
+
+    from contraprune.config import SHOWN_TRAINING_FIELDS
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UserError(f"{command}: {_readable(message, self)}")
+
+    parser = Parser(
+        list(classes),
+        prog=f"contraprune {command}",
+        usage=f"contraprune {command} {_USAGE[command]}",
+        description=_COMMANDS[command][1],
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    if positional is not None:
+        parser.add_argument("path", metavar=positional, help="Directory (or hub name) of the model.")
+    parser.add_argument("-h", "--help", action="help", help="Show this help and exit.")
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="Read options from a YAML file ('option: value'); flags override it."
+    )
+    unlisted = {field.name for field in dataclasses.fields(TrainingArguments)} - set(SHOWN_TRAINING_FIELDS)
+    for action in parser._actions:
+        action.option_strings = [flag for flag in action.option_strings if flag[:2] != "--" or "-" not in flag[2:]]
+        if action.type in _METAVARS and action.choices is None and action.dest != "help":
+            action.metavar = _METAVARS[action.type]
+        if any(issubclass(cls, TrainingArguments) for cls in classes) and action.dest in unlisted:
+            action.help = argparse.SUPPRESS
+    return parser
+
+
+_METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
+
+
+def _readable(message: str, parser: argparse.ArgumentParser) -> str:
+    from contraprune.config import suggestion
+
+    prefix = "unrecognized arguments: "
+    if message.startswith(prefix):
+        flag = message.removeprefix(prefix).split()[0]
+        known = {option.lstrip("-") for action in parser._actions for option in action.option_strings}
+        return f"{flag}: no such flag{suggestion(flag.lstrip('-'), known)}"
+    return message
+
+
+def _parse(command: str, classes: Sequence[type], arguments: list[str], *, positional: str | None = None) -> Any:
+    """Settings of ``classes`` from flags, over those of ``--config``, over the defaults (and the namespace)."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # of loading and saving weights: seconds at most
+    parser = _parser(command, classes, positional=positional)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    config = first.parse_known_args(arguments)[0].config
+    defaults = _as_flags(config, parser) if config is not None else []
+    *settings, unknown = parser.parse_args_into_dataclasses(
+        [*defaults, *arguments], look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return settings
+
+
+def _as_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
+    from contraprune.config import read_yaml, suggestion
+    from contraprune.runs import RECORD
+
+    known = {action.dest for action in parser._actions}
+    flags: list[str] = []
+    for key, value in read_yaml(path).items():
+        if key == RECORD or value is None:
+            continue
+        if key not in known:
+            raise UserError(f"--config {path}: {key}: no such option{suggestion(key, known)}")
+        if isinstance(value, Mapping):
+            raise UserError(f"--config {path}: {key}: expected a value, found a mapping")
+        values = value if isinstance(value, list) else [value]
+        if len(values) == 1:
+            flags.append(f"--{key}={values[0]}")
+        elif values:
+            flags += [f"--{key}", *map(str, values)]
+    return [*flags, f"--config={path}"]  # ends a flag of several values, before the positional that may follow
+
+
+# ---- the commands ----
+
+
+def _finetune(arguments: list[str]) -> None:
+    from contraprune.pipeline import FINETUNE_SETTINGS, run_finetune
+
+    settings = _parse("finetune", FINETUNE_SETTINGS, arguments)[: len(FINETUNE_SETTINGS)]
+    _show_run(run_finetune(*settings), settings[-1].output_dir)
+
+
+def _prune(arguments: list[str]) -> None:
+    from contraprune.pipeline import PRUNE_SETTINGS, run_prune
+
+    settings = _parse("prune", PRUNE_SETTINGS, arguments)[: len(PRUNE_SETTINGS)]
+    _show_run(run_prune(*settings), settings[-1].output_dir)
+
+
+def _evaluate(arguments: list[str]) -> None:
+    import json
+
+    from contraprune.config import DataConfig, EvaluationConfig
+    from contraprune.evaluation import evaluate_path
+
+    data, evaluation, namespace = _parse("evaluate", (DataConfig, EvaluationConfig), arguments, positional="MODEL")
+    result = evaluate_path(namespace.path, data, evaluation)
+    if evaluation.json:
+        print(json.dumps({"metrics": result.metrics, "seconds": round(result.seconds, 3)}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value", title=namespace.path)
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    table.add_row("seconds", f"{result.seconds:.1f}")
+    Console().print(table)
+
+
+def _inspect(arguments: list[str]) -> None:
+    from contraprune.inspection import summarise
+    from contraprune.saving import load
+    from contraprune.tables import show_summary
+
+    _, namespace = _parse("inspect", (_Nothing,), arguments, positional="MODEL")
+    directory = Path(namespace.path)
+    nested = directory / "model"
+    if not (directory / "config.json").is_file() and (nested / "config.json").is_file():
+        directory = nested
+    show_summary(summarise(load(directory), directory), str(directory))
+
+
+def _demo(arguments: list[str]) -> None:
+    from contraprune.demo import DemoConfig, run_demo
+
+    (config, _) = _parse("demo", (DemoConfig,), arguments)
+    run_demo(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nothing:
+    """No settings but the positional argument."""
+
+
+def _show_run(results: Mapping[str, Any], output_dir: str) -> None:
+    from contraprune.tables import show_results
+
+    if int(os.environ.get("RANK", "0")) == 0:
+        show_results(results, output_dir)
+
+
+_COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "demo": (_demo, "Fine-tune and prune a small real model on a small made-up data set, in a few minutes."),
+    "finetune": (_finetune, "Fine-tune a pre-trained model on a task: makes the teacher that is pruned next."),
+    "prune": (_prune, "Prune a fine-tuned model to a given density, holding it to its teacher and its past."),
+    "evaluate": (_evaluate, "Metrics of a model on a task's validation data."),
+    "inspect": (_inspect, "Density of every layer and matrix of a model, its parameters and its size."),
+}
+
+
+_DATA_USAGE = "(--task T [--data_dir D] | --train_file F --validation_file F)"
+_USAGE = {
+    "demo": "[--output_dir DIR]",
+    "finetune": f"--model M {_DATA_USAGE} --output_dir DIR [options]",
+    "prune": f"--model M --teacher DIR {_DATA_USAGE} --density X --output_dir DIR [options]",
+    "evaluate": f"MODEL {_DATA_USAGE} [options]",
+    "inspect": "MODEL",
+}
+
+
+def entry_point() -> NoReturn:
+    """``contraprune`` of the shell."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    sys.exit(main())

@@ -1,0 +1,13 @@
+"""Magnitude pruning (Han et al. 2015; gradual: Zhu and Gupta 2017): the largest weights stay."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from contraprune.criteria.base import Criterion
+
+
+class Magnitude(Criterion):
+    """Importance is ``|weight|``. Costs nothing and knows nothing of the task beyond the weights."""
+
+    def importance(self, name: str) -> Float[Tensor, "out in"]:
+        return self.linears[name].weight.abs()

@@ -1,0 +1,197 @@
+"""What both jobs share: the task, the run directory, the trainer's set-up, and the results."""
+
+import copy
+import dataclasses
+import datetime
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import numpy as np
+from accelerate.utils import broadcast_object_list
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    TrainingArguments,
+)
+
+from contraprune.callbacks import LogFile, Progress
+from contraprune.config import SHOWN_TRAINING_FIELDS, DataConfig, FinetuneArguments, RunConfig
+from contraprune.evaluation import Evaluation, evaluate, label_order
+from contraprune.runs import RunDirectory
+from contraprune.saving import load_pretrained, save_model
+from contraprune.tasks import Task, load_task
+from contraprune.trainer import TaskTrainer
+
+# Settings that may differ when a run is taken up again: they say how it reports and saves, not what it computes.
+_NOT_IDENTITY = frozenset(
+    ("output_dir", "overwrite", "cache_dir", "disable_tqdm", "report_to", "logging_steps", "save_strategy",
+     "save_steps", "save_total_limit", "eval_strategy", "resume_from_checkpoint", "per_device_eval_batch_size",
+     "bank_memory_gb", "run_name")
+)  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One run: fine-tuning or pruning of one task's data into one directory."""
+
+    task: Task
+    data: DataConfig
+    arguments: TrainingArguments
+    directory: RunDirectory
+    finished: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+    _started: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def start(cls, command: str, run: RunConfig, settings: tuple[Any, ...], arguments: FinetuneArguments) -> "Job":
+        """Loads the data and claims the run directory.
+
+        Raises:
+            UserError: the data cannot be used, or the directory holds something else.
+        """
+        data = settings[0]
+        task = load_task(**data.source(), seed=arguments.seed)
+        directory = RunDirectory(arguments.output_dir or "")
+        resolved = _resolved((run, *settings), arguments)
+        record = {"command": command, "data": task.fingerprint, **_environment()}
+        status: list[Any] = [None]
+        if arguments.process_index == 0:
+            identity = frozenset(resolved) - _NOT_IDENTITY
+            status = [directory.claim(resolved, record, identity=identity, overwrite=run.overwrite)]
+        broadcast_object_list(status)
+        return cls(task=task, data=data, arguments=arguments, directory=directory, finished=status[0] == "finished")
+
+    @property
+    def progress(self) -> bool:
+        return not self.arguments.disable_tqdm and self.arguments.process_index == 0
+
+    def lap(self, name: str) -> None:
+        """Books the seconds since the last lap under ``name``."""
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self._started, 2)
+        self._started = now
+
+    def trainer_options(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Keyword arguments of ``transformers.Trainer``: encoded data, collator, metrics."""
+        assert self.task.train is not None
+        order = label_order(self.task, model, "the model")
+        train = _relabelled(self.encode(self.task.train, tokenizer), order)
+        splits = {
+            name: _relabelled(self.encode(split, tokenizer).remove_columns(["idx", "length"]), order)
+            for name, split in self.task.evaluation.items()
+        }
+        return {
+            "model": model,
+            "args": _trainer_arguments(self.arguments, self.directory),
+            "train_dataset": train,
+            "eval_dataset": splits if len(splits) > 1 else next(iter(splits.values())),
+            "processing_class": tokenizer,
+            "data_collator": DataCollatorWithPadding(tokenizer),
+            "compute_metrics": _metrics_in_task_order(self.task, order),
+        }
+
+    def encode(self, split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+        return self.task.encode(split, tokenizer, max_length=self.data.max_length)
+
+    def train(self, trainer: TaskTrainer, density_at: Callable[[int, int], float] | None = None) -> None:
+        """Trains to the end, from the last checkpoint of this directory if there is one."""
+        trainer.pop_callback(ProgressCallback)
+        trainer.pop_callback(PrinterCallback)
+        if self.progress:
+            trainer.add_callback(Progress(density_at))
+        trainer.add_callback(LogFile(self.directory.log))
+        checkpoint = self.arguments.resume_from_checkpoint or self.directory.last_checkpoint()
+        trainer.train(resume_from_checkpoint=checkpoint)
+        self.lap("train")
+
+    def evaluate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> Evaluation:
+        return evaluate(
+            model,
+            self.task,
+            tokenizer,
+            name=name,
+            max_length=self.data.max_length,
+            batch_size=self.arguments.per_device_eval_batch_size,
+            progress=self.progress,
+        )
+
+    def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
+        """Saves the model, then reads it back and evaluates what was saved."""
+        if self.arguments.process_index == 0:
+            save_model(model, tokenizer, self.directory.model)
+        saved = (
+            load_pretrained(self.task.auto_class, str(self.directory.model))
+            if self.arguments.process_index == 0
+            else model
+        )
+        evaluation = self.evaluate(saved.to(self.arguments.device), tokenizer, str(self.directory.model))
+        self.lap("evaluate")
+        return evaluation
+
+    def finish(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Writes results.json, which marks the run finished, and removes what only a running run needs."""
+        self.seconds["total"] = round(sum(self.seconds.values()), 2)
+        results = {"task": self.task.name, **results, "seconds": self.seconds, "seed": self.arguments.seed}
+        if self.arguments.process_index == 0:
+            self.directory.finish(results)
+        return results
+
+
+def _resolved(settings: tuple[Any, ...], arguments: TrainingArguments) -> dict[str, Any]:
+    """Every setting that config.yaml records: all of ours, and those of the training loop that were chosen."""
+    ours = {f.name: getattr(part, f.name) for part in settings for f in dataclasses.fields(part)}
+    stock = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+    values = arguments.to_dict()
+    chosen = {
+        name: value
+        for name, value in values.items()
+        if name in SHOWN_TRAINING_FIELDS
+        or (name in stock and value != stock[name] and _plain(value) and not name.endswith("_token"))
+    }
+    return ours | chosen
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _environment() -> dict[str, Any]:
+    packages = ("contraprune", "torch", "transformers", "accelerate", "datasets", "numpy")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _trainer_arguments(arguments: TrainingArguments, directory: RunDirectory) -> TrainingArguments:
+    """The same arguments with checkpoints in their own folder of the run directory."""
+    changed = copy.copy(arguments)
+    changed.output_dir = str(directory.checkpoints)
+    return changed
+
+
+def _relabelled(encoded: datasets.Dataset, order: list[int]) -> datasets.Dataset:
+    """Label ids of the task replaced by the model's."""
+    if order == sorted(order):
+        return encoded
+    labels = np.asarray(order)[np.asarray(encoded["labels"])]
+    return encoded.remove_columns("labels").add_column("labels", labels)
+
+
+def _metrics_in_task_order(task: Task, order: list[int]) -> Any:
+    back = np.argsort(order)
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        return task.metrics(np.asarray(prediction.predictions)[:, order], back[np.asarray(prediction.label_ids)])
+
+    return compute

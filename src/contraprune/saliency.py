@@ -1,0 +1,71 @@
+"""How much each weight of a trained model matters, before any of it is pruned."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import datasets
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from contraprune.masking import MaskedLinear
+
+
+def fisher_saliency(
+    model: PreTrainedModel,
+    linears: Mapping[str, MaskedLinear],
+    dataset: datasets.Dataset,
+    *,
+    collator: Callable[[list[dict[str, Any]]], Any],
+    examples: int,
+    batch_size: int,
+    temperature: float,
+    seed: int,
+    accelerator: Accelerator,
+    progress: bool,
+) -> dict[str, Float[Tensor, "out in"]]:
+    """The loss expected from removing each weight, by the diagonal of the Fisher information: ``W² · E[g²]``.
+
+    The second-order term of optimal brain damage (LeCun et al. 1989), with the Hessian replaced by the Fisher
+    information as in WoodFisher (Singh and Alistarh 2020), here its diagonal. ``g`` is the gradient, averaged over
+    a small batch, of the cross-entropy with labels drawn from the model's own softened predictions, so that a
+    training set which the model fits perfectly still tells its weights apart.
+
+    Args:
+        linears: the matrices to rate, as masked layers with nothing masked yet.
+        dataset: encoded training set; ``examples`` of it are drawn with ``seed``.
+        temperature: softens the predictions that labels are drawn from.
+
+    Returns:
+        Per matrix a tensor of its weight's shape; equal on every process.
+    """
+    was_training = model.training
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(dataset), generator=generator)[:examples].tolist()
+    subset = dataset.select(chosen).remove_columns(["length"])
+    loader = accelerator.prepare(
+        DataLoader(subset, batch_size=batch_size, collate_fn=collator, generator=torch.Generator())
+    )
+    squares = {name: torch.zeros_like(linear.weight) for name, linear in linears.items()}
+    weights = [linear.weight for linear in linears.values()]
+    for batch in tqdm(loader, desc="rating weights", disable=not progress, leave=False):
+        features = {key: value for key, value in batch.items() if key not in ("labels", "idx")}
+        with accelerator.autocast():
+            logits = model(**features).logits
+        softened = logits.float() / temperature
+        uniform = torch.rand(len(softened), 1, generator=generator).to(softened.device)
+        labels = (softened.detach().softmax(-1).cumsum(-1) < uniform).sum(-1).clamp_max(softened.shape[-1] - 1)
+        gradients = torch.autograd.grad(F.cross_entropy(softened, labels), weights)
+        for square, gradient in zip(squares.values(), gradients, strict=True):
+            square.add_(gradient.square())
+    model.train(was_training)
+    return {
+        name: linears[name].weight.detach().square() * accelerator.reduce(square, reduction="sum")
+        for name, square in squares.items()
+    }

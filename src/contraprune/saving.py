@@ -1,0 +1,148 @@
+"""Files that are whole or absent, models that load with stock transformers, and the directory of a run."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from contraprune.errors import UserError
+from contraprune.masking import fold, masked_linears
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text by way of a temporary file: a reader or a crash sees the old or the new text, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """:func:`write_text` of ``content`` as indented JSON."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: Path) -> None:
+    """Saves a model for plain ``from_pretrained``: masks folded in, safetensors only, whole or absent.
+
+    A model with masks is folded in place first, so that it and what was saved are the same.
+    """
+    if masked_linears(model):
+        fold(model)
+    temporary = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(temporary)
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.replace(directory)
+
+
+def load(path: str | os.PathLike[str]) -> PreTrainedModel:
+    """Loads a model that contraprune wrote, in eval mode.
+
+    Args:
+        path: the model directory, or the run directory that holds it as ``model/``.
+
+    Raises:
+        UserError: there is no model at ``path``, its weights are truncated or do not fit its configuration.
+    """
+    directory = Path(path)
+    if not (directory / "config.json").is_file() and (directory / "model" / "config.json").is_file():
+        directory = directory / "model"
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{path}: expected a model directory, found no config.json")
+    config = load_config(str(directory))
+    name = (config.architectures or [""])[0]
+    model_class = getattr(transformers, name, None)
+    if model_class is None:
+        raise UserError(f"{directory}/config.json: architectures names {name!r}, which transformers does not have")
+    return load_pretrained(model_class, str(directory)).eval()
+
+
+def load_config(model: str) -> Any:
+    """The configuration of a local directory or a hub model, with the usual failures as one line."""
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_no_model(model, error)) from error
+
+
+def load_pretrained(model_class: Any, model: str, **options: Any) -> PreTrainedModel:
+    """``model_class.from_pretrained`` that refuses a checkpoint which lacks any of the model's weights.
+
+    Args:
+        model_class: a transformers model or Auto class.
+        model: a local directory or a hub name.
+
+    Raises:
+        UserError: nothing is there, a file is damaged, or weights of the model are missing from it.
+    """
+    loaded, missing = _from_pretrained(model_class, model, **options)
+    if missing:
+        raise UserError(f"{model}: its weights lack {len(missing)} parameters of the model, first {missing[0]}")
+    return loaded
+
+
+def load_for_finetuning(model_class: Any, model: str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    """Like :func:`load_pretrained`, but the head and the pooler may be new; also returns their names.
+
+    Raises:
+        UserError: also where weights of the encoder are missing.
+    """
+    loaded, missing = _from_pretrained(model_class, model, **options)
+    encoder = [key for key in missing if key.startswith(loaded.base_model_prefix + ".") and ".pooler." not in key]
+    if encoder:
+        raise UserError(f"{model}: its weights lack {len(encoder)} parameters of the encoder, first {encoder[0]}")
+    return loaded, missing
+
+
+def _from_pretrained(model_class: Any, model: str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its report of missing keys is replaced by our errors
+    try:
+        loaded, report = model_class.from_pretrained(model, output_loading_info=True, dtype=torch.float32, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(_no_model(model, error)) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    return loaded, sorted(report["missing_keys"])
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a local directory or a hub model, with the usual failures as one line."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(_no_model(model, error)) from error
+    return tokenizer
+
+
+def _no_model(model: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if Path(model).exists():
+        return f"{model}: not a model that transformers can load ({reason[:200]})"
+    if ("/" in model.rstrip("/") and model.count("/") > 1) or model.startswith((".", "~")):
+        return f"{model}: no such model directory"
+    return (
+        f"{model}: no such directory, and it could not be had from the hub either (no network, or no such name); "
+        "give the path of a downloaded model"
+    )
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Numbers of parameters of a model: all of them, and those that are not zero."""
+    parameters = list(model.parameters())
+    with torch.no_grad():
+        nonzero = sum(int(torch.count_nonzero(parameter)) for parameter in parameters)
+    return {"all": sum(parameter.numel() for parameter in parameters), "nonzero": nonzero}

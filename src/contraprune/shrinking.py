@@ -1,0 +1,258 @@
+"""Physical removal of attention heads and FFN neurons, and rebuilding a model that was shrunk.
+
+Up to rounding, the shrunk model computes what the model with these heads and neurons gated to zero computes.
+Its parameters stay the same ``nn.Parameter`` objects under the same names, only smaller.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
+from transformers.models.t5.modeling_t5 import T5Attention
+from transformers.pytorch_utils import Conv1D
+
+from contraprune.errors import UserError
+from contraprune.structure import (
+    HeadGroup,
+    Layer,
+    NeuronGroup,
+    Projection,
+    assert_same_model,
+    feature_dims,
+    find_layers,
+)
+
+#: Parameter name -> dimension -> indices that were kept along it, ascending.
+Kept = dict[str, dict[int, Int[Tensor, " _features"]]]
+
+
+class MPNetAttentionWithKeptHeads(MPNetSelfAttention):
+    """MPNet's attention after heads were removed: picks its heads out of the position bias of all layers.
+
+    Made from an existing module by swapping its class; ``kept_heads`` lists indices into the unpruned model's
+    heads. It is no buffer: ``from_pretrained`` would leave it uninitialised.
+    """
+
+    kept_heads: list[int]
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor, position_bias: Tensor, **options: Any
+    ) -> tuple[Tensor, ...]:
+        own_bias = position_bias[:, self.kept_heads]
+        return super().forward(hidden_states, attention_mask, own_bias, **options)
+
+
+class T5AttentionWithKeptHeads(T5Attention):
+    """As ``MPNetAttentionWithKeptHeads``; but in T5 the first layer makes the bias and each hands it on."""
+
+    kept_heads: list[int]
+
+    def forward(
+        self, hidden_states: Tensor, mask: Tensor, position_bias: Tensor | None, **options: Any
+    ) -> tuple[Tensor, ...]:
+        if position_bias is None:
+            length = hidden_states.shape[1]
+            position_bias = self.compute_bias(length, length, device=hidden_states.device)
+        own_bias = position_bias[:, self.kept_heads]
+        output, _, weights = super().forward(hidden_states, mask, position_bias=own_bias, **options)
+        return output, position_bias, weights
+
+
+_WITH_KEPT_HEADS: dict[type[nn.Module], type[nn.Module]] = {
+    MPNetSelfAttention: MPNetAttentionWithKeptHeads,
+    T5Attention: T5AttentionWithKeptHeads,
+}
+
+
+@torch.no_grad()
+def shrink(
+    model: PreTrainedModel,
+    layers: Sequence[Layer],
+    keep_heads: Sequence[Bool[Tensor, " _heads"]],
+    keep_neurons: Sequence[Bool[Tensor, " _neurons"]],
+) -> Kept:
+    """Removes the heads and neurons whose entry is False, in place; nothing is changed if it raises.
+
+    Args:
+        model: any model that ``find_layers`` knows, in any mode, on any device.
+        layers: ``find_layers(model)``; describes the model of before the call, so ask again afterwards.
+        keep_heads: per layer (num_heads,).
+        keep_neurons: per layer (num_neurons,).
+
+    Returns:
+        What was kept of each parameter that changed. Their gradients are dropped, and an optimiser that goes
+        on with them has to be rebuilt or its state sliced with ``take``.
+
+    Raises:
+        UserError: all heads or neurons of a layer would go, and the architecture does not run without.
+    """
+    assert_same_model(model, layers)
+    groups: list[HeadGroup | NeuronGroup] = [layer.heads for layer in layers]
+    groups += [layer.neurons for layer in layers]
+    removals = list(zip(groups, [*keep_heads, *keep_neurons], strict=True))
+    for group, keep in removals:
+        assert keep.shape == (group.num_units,), f"{group.name}: {tuple(keep.shape)} for {group.num_units} units"
+        _check_not_empty(group, int(keep.sum()))
+    kept: Kept = {}
+    for group, keep in removals:
+        if not keep.all():
+            _shrink_group(group, keep.nonzero().squeeze(1), kept)
+    return kept
+
+
+def take(tensor: Tensor, kept: Mapping[int, Int[Tensor, " _features"]]) -> Tensor:
+    """The part of a tensor that is left, such as a moment in an optimiser: ``take(moment, kept[name])``."""
+    for dim, features in kept.items():
+        tensor = tensor.index_select(dim, features.to(tensor.device))
+    return tensor
+
+
+def shapes(model: PreTrainedModel) -> dict[str, Any]:
+    """The sizes of a model's layers, as JSON: what ``apply_shapes`` needs, and free of this package's tables.
+
+    ``layers`` maps the path of each layer, from the base model, to its ``heads`` and ``neurons``, and where
+    layers share one position bias to ``kept_heads``, indices into the heads of the unpruned model. ``heads``
+    and ``neurons`` say what one of them owns in any layer: output features of the matrices in
+    ``produced_by``, input features of those in ``consumed_by``, its share of numeric ``attributes``;
+    ``module`` is where it lives.
+    """
+    layers = find_layers(model)
+    prefix = _base_prefix(model)
+    sizes: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        entry = sizes[layer.name.removeprefix(prefix)] = {
+            "heads": layer.heads.num_heads,
+            "neurons": layer.neurons.num_neurons,
+        }
+        kept_heads = getattr(layer.heads.module, "kept_heads", None)
+        if kept_heads is not None:
+            entry["kept_heads"] = list(kept_heads)
+    first = layers[0]  # a head or a neuron owns the same in every layer
+    return {
+        "layers": sizes,
+        "heads": _shares(first.name, first.heads),
+        "neurons": _shares(first.name, first.neurons),
+    }
+
+
+@torch.no_grad()
+def apply_shapes(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
+    """Gives a freshly built, unpruned model the sizes in ``record``, for a strict load of its weights.
+
+    Works on the meta device too. The values left in the model are those of its first heads and neurons.
+
+    Raises:
+        UserError: the record is incomplete, of another architecture, or of a larger model.
+    """
+    base = model.base_model
+    try:
+        for name, sizes in record["layers"].items():
+            layer = base.get_submodule(name)
+            for unit in ("heads", "neurons"):
+                _resize_layer(layer, sizes[unit], record[unit])
+            if "kept_heads" in sizes:
+                _keep_position_bias(layer.get_submodule(record["heads"]["module"]), sizes["kept_heads"])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"pruned sizes: expected a record made by shapes() of {type(model).__name__}, "
+            f"found {type(error).__name__} {error}"
+        ) from error
+
+
+def _check_not_empty(group: HeadGroup | NeuronGroup, left: int) -> None:
+    if left == 0 and not group.may_be_empty:
+        unit = "head" if isinstance(group, HeadGroup) else "neuron"
+        raise UserError(
+            f"{group.name}: expected at least one {unit} to be kept, found none; transformers' code for this "
+            "architecture does not run without"
+        )
+
+
+def _shrink_group(group: HeadGroup | NeuronGroup, units: Int[Tensor, " kept"], kept: Kept) -> None:
+    for producer in group.producers:
+        features = producer.features(units, group.num_units)
+        _select(producer, 0, features, kept)
+    _select(group.consumer, 1, group.consumer.features(units, group.num_units), kept)
+    for name, per_unit in group.attributes.items():
+        setattr(group.module, name, len(units) * per_unit)
+    if isinstance(group, HeadGroup) and group.shared_position_bias:
+        before = getattr(group.module, "kept_heads", range(group.num_heads))
+        _keep_position_bias(group.module, [before[unit] for unit in units.tolist()])
+
+
+def _select(projection: Projection, side: int, features: Int[Tensor, " features"], kept: Kept) -> None:
+    """Keeps output (side 0) or input (side 1) features of a linear layer, and notes what it kept."""
+    linear = projection.module
+    changes = {"weight": feature_dims(linear)[side]}
+    if side == 0 and getattr(linear, "bias", None) is not None:
+        changes["bias"] = 0
+    for name, dim in changes.items():
+        parameter = linear.get_parameter(name)
+        index = features.to(parameter.device)
+        _set_data(parameter, parameter.index_select(dim, index))
+        kept.setdefault(f"{projection.name}.{name}", {})[dim] = index
+    _set_feature_count(linear, side, len(features))
+
+
+def _set_data(parameter: nn.Parameter, data: Tensor) -> None:
+    """Changes a parameter's size while it stays the same object, which optimisers and hooks refer to."""
+    parameter.grad = None
+    # While a graph of an earlier forward is alive, autograd keeps an accumulator that expects the old shape;
+    # it lets go of it only where the dtype changes.
+    detour = torch.float32 if data.dtype != torch.float32 else torch.float16
+    parameter.data = torch.empty(0, dtype=detour, device=data.device)
+    parameter.data = data
+
+
+def _set_feature_count(linear: nn.Module, side: int, count: int) -> None:
+    names = ("nf", "nx") if isinstance(linear, Conv1D) else ("out_features", "in_features")
+    setattr(linear, names[side], count)
+
+
+def _keep_position_bias(attention: nn.Module, kept_heads: list[int]) -> None:
+    attention.__class__ = _WITH_KEPT_HEADS.get(type(attention), type(attention))
+    setattr(attention, "kept_heads", kept_heads)  # noqa: B010  # mypy takes a module's attributes for modules
+
+
+def _base_prefix(model: PreTrainedModel) -> str:
+    name = next(name for name, module in model.named_modules() if module is model.base_model)
+    return f"{name}." if name else ""
+
+
+def _shares(layer_name: str, group: HeadGroup | NeuronGroup) -> dict[str, Any]:
+    def local(name: str) -> str:
+        return name.removeprefix(layer_name).removeprefix(".")
+
+    return {
+        "module": local(group.name),
+        "produced_by": {local(p.name): p.size * p.blocks for p in group.producers},
+        "consumed_by": {local(group.consumer.name): group.consumer.size},
+        "attributes": {local(f"{group.name}.{name}"): share for name, share in group.attributes.items()},
+    }
+
+
+def _resize_layer(layer: nn.Module, units: int, shares: Mapping[str, Any]) -> None:
+    for side, role in enumerate(("produced_by", "consumed_by")):
+        for path, share in shares[role].items():
+            _resize(layer.get_submodule(path), side, units * share, path)
+    for path, share in shares["attributes"].items():
+        module, _, name = path.rpartition(".")
+        setattr(layer.get_submodule(module), name, units * share)
+
+
+def _resize(linear: nn.Module, side: int, count: int, path: str) -> None:
+    weight, dim = linear.get_parameter("weight"), feature_dims(linear)[side]
+    if not 0 <= count <= weight.shape[dim]:
+        raise UserError(
+            f"pruned sizes: expected at most {weight.shape[dim]} features in {path}, as config.json has it, "
+            f"found {count}"
+        )
+    _set_data(weight, weight.narrow(dim, 0, count).clone())
+    if side == 0 and getattr(linear, "bias", None) is not None:
+        bias = linear.get_parameter("bias")
+        _set_data(bias, bias[:count].clone())
+    _set_feature_count(linear, side, count)

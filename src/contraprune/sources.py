@@ -1,0 +1,154 @@
+"""Fills the banks: one pass of a model over the training set each, kept for later runs where it can be."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from contraprune.bank import RowFile, RowSpec
+from contraprune.config import ContrastConfig
+from contraprune.encoding import Reader, encode
+
+
+def cache_directory(asked: str | None) -> Path:
+    """``--cache_dir``, else ``$XDG_CACHE_HOME/contraprune``, else ``~/.cache/contraprune``."""
+    if asked is not None:
+        return Path(asked)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "contraprune"
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 (hex) of the names, types and values of every weight and buffer of a model, and its class."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def encoded_fingerprint(dataset: datasets.Dataset) -> str:
+    """SHA-256 (hex) of what a model reads of an encoded data set: its tokens, rows in order."""
+    columns = [name for name in dataset.column_names if name not in ("idx", "labels", "length")]
+    digest = hashlib.sha256(json.dumps(columns).encode())
+    for batch in dataset.with_format("arrow").iter(10_000):
+        for column in columns:
+            values = batch[column].combine_chunks()
+            digest.update(np.ascontiguousarray(values.value_lengths().to_numpy()).data)
+            digest.update(np.ascontiguousarray(values.flatten().to_numpy()).data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceBuilder:
+    """Encodes one training set with any model, into files that are reused when they are there.
+
+    Attributes:
+        dataset: the encoded training set.
+        use_pooler: whether the pooler output is the representation where there is one (see ``Reader``).
+        in_memory: hold finished banks in memory rather than memory-mapped.
+    """
+
+    dataset: datasets.Dataset
+    config: ContrastConfig
+    use_pooler: bool
+    in_memory: bool
+    collator: Callable[[list[dict[str, Any]]], Any]
+    batch_size: int
+    accelerator: Accelerator
+    progress: bool
+
+    def cached(self, model: PreTrainedModel, cache: Path, description: str) -> tuple[RowFile, RowFile]:
+        """Representations and logits of a fixed model, from the cache where this was computed before.
+
+        What was computed is named by the model's weights, the tokens it read and how it was pooled; an edited
+        model or data set is therefore never answered from the cache.
+        """
+        provenance = {
+            "model": model_fingerprint(model),
+            "tokens": encoded_fingerprint(self.dataset),
+            "pooling": f"{self.config.pooling}{'+pooler' if self.use_pooler else ''}",
+            "precision": str(self.accelerator.mixed_precision),
+        }
+        key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:20]
+        reader = Reader(model, pooling=self.config.pooling, use_pooler=self.use_pooler)
+        representations, logits = self.encode(
+            model, reader, cache / key, provenance, description, classes=model.config.num_labels
+        )
+        reader.remove()
+        assert logits is not None
+        return representations, logits
+
+    def encode(
+        self,
+        model: PreTrainedModel,
+        reader: Reader,
+        path: Path,
+        provenance: dict[str, Any],
+        description: str,
+        *,
+        classes: int | None = None,
+    ) -> tuple[RowFile, RowFile | None]:
+        """Representations, and logits if ``classes`` says how many, read from ``path`` or computed to it.
+
+        Raises:
+            UserError: the files at ``path`` are damaged.
+        """
+        rows = len(self.dataset)
+        specs = {
+            "representations": RowSpec(rows=rows, width=int(model.config.hidden_size), dtype=self.config.bank_dtype)
+        }
+        if classes is not None:
+            specs["logits"] = RowSpec(rows=rows, width=classes, dtype="float32")
+        with self.accelerator.main_process_first():  # the others find what the first process made
+            files = {
+                name: RowFile.open(path / name, spec, in_memory=self.in_memory, provenance=provenance)
+                for name, spec in specs.items()
+            }
+        if any(file is None for file in files.values()):
+            files = self._compute(model, reader, path, specs, provenance, description)
+        return files["representations"], files.get("logits")  # type: ignore[return-value]
+
+    def _compute(
+        self,
+        model: PreTrainedModel,
+        reader: Reader,
+        path: Path,
+        specs: dict[str, RowSpec],
+        provenance: dict[str, Any],
+        description: str,
+    ) -> dict[str, RowFile | None]:
+        main = self.accelerator.is_main_process
+        made = {
+            name: RowFile.create(path / name, spec, in_memory=self.in_memory) for name, spec in specs.items() if main
+        }
+        passes = encode(
+            model,
+            reader,
+            self.dataset,
+            collator=self.collator,
+            batch_size=self.batch_size,
+            accelerator=self.accelerator,
+            description=description,
+            progress=self.progress and main,
+        )
+        for batch in passes:
+            for name, file in made.items():
+                file.write(batch.ids, getattr(batch, name))
+        for file in made.values():
+            file.seal(provenance)
+        self.accelerator.wait_for_everyone()
+        if main:
+            return dict(made)
+        return {
+            name: RowFile.open(path / name, spec, in_memory=self.in_memory, provenance=provenance)
+            for name, spec in specs.items()
+        }

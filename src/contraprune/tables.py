@@ -1,0 +1,69 @@
+"""Results as tables in the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from contraprune.inspection import LayerSummary, Matrix, Summary
+
+
+def show_results(results: Mapping[str, Any], output_dir: str) -> None:
+    """The end of a run: metrics beside the teacher's, density, parameters, and where things are."""
+    console = Console()
+    teacher: Mapping[str, float] = results.get("teacher_metrics", {})
+    title = f"{results['task']}, {results['method']}"
+    table = Table("", *(["teacher", "pruned"] if teacher else ["model"]), title=title)
+    for name, value in results["metrics"].items():
+        table.add_row(name, *([f"{teacher[name]:.4f}"] if teacher else []), f"{value:.4f}")
+    if teacher:
+        parameters = results["parameters"]
+        table.add_row("encoder density", "1", f"{results['density']['encoder']:.4f}")
+        table.add_row("non-zero parameters", f"{parameters['before']:,}", f"{parameters['after']:,}")
+    console.print(table)
+    if results.get("retained") is not None:
+        console.print(f"keeps {results['retained']:.1%} of the teacher's {next(iter(results['metrics']))}")
+    console.print(
+        f"{results['seconds']['total']:.0f} s; model in {output_dir}/model, numbers in results.json", soft_wrap=True
+    )
+
+
+def show_summary(summary: Summary, name: str) -> None:
+    """A model's layers with the density of each matrix, then its totals."""
+    console = Console()
+    columns = _short_names([matrix for layer in summary.layers for matrix in layer.matrices])
+    table = Table("layer", "heads", "neurons", *columns.values(), "density", title=f"{name} ({summary.model_class})")
+    for layer in summary.layers:
+        table.add_row(*_row(layer, list(columns)))
+    console.print(table)
+    totals = Table("", "all", "non-zero", "density")
+    totals.add_row(
+        "encoder weights",
+        f"{summary.encoder_weights:,}",
+        f"{summary.encoder_nonzero:,}",
+        f"{summary.encoder_density:.4f}",
+    )
+    density = summary.nonzero / summary.parameters
+    totals.add_row("all parameters", f"{summary.parameters:,}", f"{summary.nonzero:,}", f"{density:.4f}")
+    console.print(totals)
+    if summary.bytes_on_disk:
+        console.print(f"weights on disk: {summary.bytes_on_disk / 1e6:.1f} MB")
+
+
+def _short_names(matrices: list[Matrix]) -> dict[str, str]:
+    """Matrix name -> the shortest ending of it that no other has, in the order of the layers."""
+    names = list(dict.fromkeys(matrix.name for matrix in matrices))
+    short: dict[str, str] = {}
+    for name in names:
+        parts = name.split(".")
+        endings = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+        taken = [sum(("." + other).endswith("." + ending) for other in names) for ending in endings]
+        short[name] = endings[taken.index(1)] if 1 in taken else name
+    return short
+
+
+def _row(layer: LayerSummary, columns: list[str]) -> list[str]:
+    densities = {matrix.name: matrix.nonzero / max(1, matrix.numel) for matrix in layer.matrices}
+    cells = [f"{densities[name]:.3f}" if name in densities else "" for name in columns]
+    return [layer.name, str(layer.heads), str(layer.neurons), *cells, f"{layer.density:.3f}"]

