@@ -14,7 +14,7 @@ from contraprune.criteria import Movement
 from contraprune.encoding import Reader
 from contraprune.masking import mask_linears
 from contraprune.structure import find_layers
-from contraprune.trainer import EpochSampler, Knowledge, PruningTrainer, TaskTrainer
+from contraprune.trainer import EpochSampler, Knowledge, MaskedTrainer, TaskTrainer
 
 EXAMPLES = 24
 
@@ -64,7 +64,7 @@ def trainer(tiny, data, tmp_path):
         torch.manual_seed(9)
         rows = {name: F.normalize(torch.randn(EXAMPLES, 32), dim=-1) for name in ("pretrained", "old", "new")}
         files = {name: sealed(tmp_path / "banks" / name, values) for name, values in rows.items()}
-        return PruningTrainer(
+        return MaskedTrainer(
             contrast=contrast or ContrastConfig(extra_examples=8),
             knowledge=Knowledge(
                 banks={

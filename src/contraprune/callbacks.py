@@ -8,7 +8,7 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from contraprune.schedules import cubic
-from contraprune.trainer import PruningTrainer
+from contraprune.trainer import MaskedTrainer
 
 
 class GradualPruning(TrainerCallback):
@@ -26,7 +26,7 @@ class GradualPruning(TrainerCallback):
     """
 
     def __init__(
-        self, trainer: PruningTrainer, *, density: float, warmup: float, cooldown: float, frozen: float
+        self, trainer: MaskedTrainer, *, density: float, warmup: float, cooldown: float, frozen: float
     ) -> None:
         self.trainer = trainer
         self.density = density
@@ -90,10 +90,15 @@ class Snapshots(TrainerCallback):
 
 
 class LogFile(TrainerCallback):
-    """Appends everything the trainer logs to ``log.jsonl``; a resumed run drops what comes after its checkpoint."""
+    """Appends everything the trainer logs to ``log.jsonl``; a resumed run drops what comes after its checkpoint.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        stage: marks the lines of one training among several in the same file.
+    """
+
+    def __init__(self, path: Path, stage: str = "") -> None:
         self.path = path
+        self.mark = {"stage": stage} if stage else {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -101,11 +106,13 @@ class LogFile(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if state.global_step and self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        kept = [line for line in lines if self._is_before(json.loads(line), state.global_step)]
         self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def _is_before(self, entry: dict[str, Any], step: int) -> bool:
+        mine = {key: entry[key] for key in ("stage",) if key in entry} == self.mark
+        return not mine or 0 < entry["step"] <= step
 
     def on_log(
         self,
@@ -117,7 +124,7 @@ class LogFile(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+                file.write(json.dumps({**self.mark, "step": state.global_step, **(logs or {})}) + "\n")
 
 
 class Progress(ProgressCallback):

@@ -141,7 +141,7 @@ def _readable(message: str, parser: argparse.ArgumentParser) -> str:
     return message
 
 
-def _parse(command: str, classes: Sequence[type], arguments: list[str], *, positional: str | None = None) -> Any:
+def parse(command: str, classes: Sequence[type], arguments: list[str], *, positional: str | None = None) -> Any:
     """Settings of ``classes`` from flags, over those of ``--config``, over the defaults (and the namespace)."""
     import transformers
 
@@ -186,14 +186,14 @@ def _as_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
 def _finetune(arguments: list[str]) -> None:
     from contraprune.pipeline import FINETUNE_SETTINGS, run_finetune
 
-    settings = _parse("finetune", FINETUNE_SETTINGS, arguments)[: len(FINETUNE_SETTINGS)]
+    settings = parse("finetune", FINETUNE_SETTINGS, arguments)[: len(FINETUNE_SETTINGS)]
     _show_run(run_finetune(*settings), settings[-1].output_dir)
 
 
 def _prune(arguments: list[str]) -> None:
     from contraprune.pipeline import PRUNE_SETTINGS, run_prune
 
-    settings = _parse("prune", PRUNE_SETTINGS, arguments)[: len(PRUNE_SETTINGS)]
+    settings = parse("prune", PRUNE_SETTINGS, arguments)[: len(PRUNE_SETTINGS)]
     _show_run(run_prune(*settings), settings[-1].output_dir)
 
 
@@ -203,7 +203,7 @@ def _evaluate(arguments: list[str]) -> None:
     from contraprune.config import DataConfig, EvaluationConfig
     from contraprune.evaluation import evaluate_path
 
-    data, evaluation, namespace = _parse("evaluate", (DataConfig, EvaluationConfig), arguments, positional="MODEL")
+    data, evaluation, namespace = parse("evaluate", (DataConfig, EvaluationConfig), arguments, positional="MODEL")
     result = evaluate_path(namespace.path, data, evaluation)
     if evaluation.json:
         print(json.dumps({"metrics": result.metrics, "seconds": round(result.seconds, 3)}))
@@ -223,7 +223,7 @@ def _inspect(arguments: list[str]) -> None:
     from contraprune.saving import load
     from contraprune.tables import show_summary
 
-    _, namespace = _parse("inspect", (_Nothing,), arguments, positional="MODEL")
+    _, namespace = parse("inspect", (_Nothing,), arguments, positional="MODEL")
     directory = Path(namespace.path)
     nested = directory / "model"
     if not (directory / "config.json").is_file() and (nested / "config.json").is_file():
@@ -234,7 +234,7 @@ def _inspect(arguments: list[str]) -> None:
 def _demo(arguments: list[str]) -> None:
     from contraprune.demo import DemoConfig, run_demo
 
-    (config, _) = _parse("demo", (DemoConfig,), arguments)
+    (config, _) = parse("demo", (DemoConfig,), arguments)
     run_demo(config)
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -71,8 +72,10 @@ class PruningConfig:
 
     _argument_group_name: ClassVar[str] = "pruning"
 
-    method: Literal["movement", "magnitude"] = setting(
-        "movement", "Criterion that ranks the weights: movement (learned scores) or magnitude."
+    method: Literal["movement", "magnitude", "taylor"] = setting(
+        "movement",
+        "What is removed, and by which criterion: single weights by movement (learned scores) or magnitude, or whole "
+        "heads and neurons by taylor.",
     )
     density: float = setting(0.1, "Fraction of the encoder's weights to keep, in (0, 1].")
     scope: Literal["local", "global"] = setting(
@@ -104,6 +107,64 @@ class PruningConfig:
             f"at most prune_cooldown ({self.prune_cooldown}): masks freeze at the final density",
             self.freeze_masks,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredConfig:
+    """Stages of structured pruning: how many heads and neurons go when."""
+
+    _argument_group_name: ClassVar[str] = "heads and neurons (--method taylor)"
+
+    stages: str | None = setting(
+        None, "Percent of heads and neurons removed after each stage, such as 10,20,30. Default: --num_stages of them."
+    )
+    num_stages: int = setting(9, "Number of equal stages down to --density.")
+    head_density: float | None = setting(None, "Fraction of the heads to keep. Default: --density.")
+    neuron_density: float | None = setting(None, "Fraction of the FFN neurons to keep. Default: --density.")
+    importance_examples: int = setting(2048, "Training examples from which each stage's importance scores come.")
+    normalize_importance: bool = setting(True, "Divide each layer's importance scores by their L2 norm.")
+
+    def __post_init__(self) -> None:
+        _require(self.num_stages >= 1, "num_stages", "at least 1", self.num_stages)
+        _require(self.importance_examples >= 1, "importance_examples", "at least 1", self.importance_examples)
+        for flag in ("head_density", "neuron_density"):
+            value = getattr(self, flag)
+            _require(value is None or 0 < value <= 1, flag, "a fraction in (0, 1]", value)
+        self.fractions()
+
+    def fractions(self) -> list[float]:
+        """How much of all that will be removed is gone after each stage; the last is 1.
+
+        Raises:
+            UserError: ``--stages`` is not a rising list of percentages.
+        """
+        if self.stages is None:
+            return [stage / self.num_stages for stage in range(1, self.num_stages + 1)]
+        percents = self.percents()
+        return [percent / percents[-1] for percent in percents]
+
+    def percents(self) -> list[float]:
+        """The percentages of ``--stages``, checked."""
+        try:
+            percents = [float(part) for part in (self.stages or "").split(",")]
+        except ValueError:
+            percents = []
+        rising = all(low < high for low, high in pairwise([0.0, *percents]))
+        ok = bool(percents) and rising and percents[-1] <= 100
+        _require(ok, "stages", "rising percentages such as 10,20,30", self.stages)
+        return percents
+
+
+def refuse_unless_default(config: Any, names: Sequence[str], reason: str) -> None:
+    """Refuses settings that would have no effect.
+
+    Raises:
+        UserError: one of the fields ``names`` of ``config`` was changed from its default.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    for name in names:
+        if getattr(config, name) != defaults[name]:
+            raise UserError(f"--{name} {getattr(config, name)}: {reason}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +288,9 @@ class FinetuneArguments(TrainingArguments):
 class PruneArguments(FinetuneArguments):
     """:class:`FinetuneArguments` with defaults for pruning."""
 
-    num_train_epochs: float = field(default=8.0, metadata={"help": "Number of training epochs."})
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "Training epochs; with --method taylor, of each stage. Default: 8, or 1."}
+    )
 
 
 # Fields of TrainingArguments that cannot mean here what they say, and why.
@@ -252,13 +315,9 @@ def _check_training(arguments: TrainingArguments) -> None:
         value = getattr(arguments, name)
         if value and value != "false":
             raise UserError(f"--{name} {value}: not supported: {reason}")
-    for name in (
-        "learning_rate",
-        "num_train_epochs",
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-    ):
-        _require(getattr(arguments, name) > 0, name, "a positive number", getattr(arguments, name))
+    for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"):
+        value = getattr(arguments, name)
+        _require(value is None or value > 0, name, "a positive number", value)
 
 
 def build(classes: Sequence[type[T]], options: Mapping[str, Any]) -> tuple[T, ...]:

@@ -4,6 +4,7 @@ The representation is read off the model's own forward pass by a hook on its enc
 anchors (training, with gradients) and banks (eval mode, without), for every task head.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,6 +19,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from contraprune.pooling import Pooling, pool
+
+
+def readable(dataset: datasets.Dataset, model: PreTrainedModel) -> datasets.Dataset:
+    """The data set without the tokenizer's columns that the model's forward pass does not take."""
+    taken = {*inspect.signature(model.forward).parameters, "labels", "idx", "length"}
+    return dataset.remove_columns([name for name in dataset.column_names if name not in taken])
 
 
 class Reader:

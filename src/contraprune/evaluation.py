@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from contraprune.config import DataConfig, EvaluationConfig
+from contraprune.encoding import readable
 from contraprune.saving import load_pretrained, load_tokenizer
 from contraprune.tasks import Task, load_task
 from contraprune.tasks.classification import match_labels
@@ -103,7 +104,7 @@ def predict(
     was_training = model.training
     model.eval()
     order = sorted(range(len(encoded)), key=encoded["length"].__getitem__, reverse=True)
-    features = encoded.select(order).remove_columns(["length", "labels", "idx"])
+    features = readable(encoded, model).select(order).remove_columns(["length", "labels", "idx"])
     loader = DataLoader(features, batch_size=batch_size, collate_fn=DataCollatorWithPadding(tokenizer))
     batches = tqdm(loader, desc="evaluating", disable=not progress, leave=False)
     logits = torch.cat([model(**batch.to(model.device)).logits.float().cpu() for batch in batches]).numpy()

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -25,6 +26,7 @@ from transformers import (
 
 from contraprune.callbacks import LogFile, Progress
 from contraprune.config import SHOWN_TRAINING_FIELDS, DataConfig, FinetuneArguments, RunConfig
+from contraprune.encoding import readable
 from contraprune.evaluation import Evaluation, evaluate, label_order
 from contraprune.runs import RunDirectory
 from contraprune.saving import load_pretrained, save_model
@@ -50,6 +52,7 @@ class Job:
     finished: bool
     seconds: dict[str, float] = field(default_factory=dict)
     _started: float = field(default_factory=time.perf_counter)
+    _encoded: dict[str, datasets.Dataset] = field(default_factory=dict)
 
     @classmethod
     def start(cls, command: str, run: RunConfig, settings: tuple[Any, ...], arguments: FinetuneArguments) -> "Job":
@@ -71,27 +74,36 @@ class Job:
         return cls(task=task, data=data, arguments=arguments, directory=directory, finished=status[0] == "finished")
 
     @property
+    def main(self) -> bool:
+        """Whether this process writes the results."""
+        return self.arguments.process_index == 0
+
+    @property
     def progress(self) -> bool:
-        return not self.arguments.disable_tqdm and self.arguments.process_index == 0
+        return self.main and not self.arguments.disable_tqdm
 
     def lap(self, name: str) -> None:
         """Books the seconds since the last lap under ``name``."""
         now = time.perf_counter()
-        self.seconds[name] = round(now - self._started, 2)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._started, 2)
         self._started = now
 
-    def trainer_options(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """Keyword arguments of ``transformers.Trainer``: encoded data, collator, metrics."""
-        assert self.task.train is not None
+    def trainer_options(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, stage: str = ""
+    ) -> dict[str, Any]:
+        """Keyword arguments of ``transformers.Trainer``: encoded data, collator, metrics.
+
+        Args:
+            stage: the sub-folder for its checkpoints, where a run trains several times.
+        """
         order = label_order(self.task, model, "the model")
-        train = _relabelled(self.encode(self.task.train, tokenizer), order)
-        splits = {
-            name: _relabelled(self.encode(split, tokenizer).remove_columns(["idx", "length"]), order)
-            for name, split in self.task.evaluation.items()
-        }
+        if not self._encoded:
+            self._encode(model, tokenizer, order)
+        train, *evaluation = self._encoded.values()
+        splits = dict(zip(self.task.evaluation, evaluation, strict=True))
         return {
             "model": model,
-            "args": _trainer_arguments(self.arguments, self.directory),
+            "args": _trainer_arguments(self.arguments, self.directory.checkpoints / stage),
             "train_dataset": train,
             "eval_dataset": splits if len(splits) > 1 else next(iter(splits.values())),
             "processing_class": tokenizer,
@@ -99,17 +111,23 @@ class Job:
             "compute_metrics": _metrics_in_task_order(self.task, order),
         }
 
-    def encode(self, split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-        return self.task.encode(split, tokenizer, max_length=self.data.max_length)
+    def _encode(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, order: list[int]) -> None:
+        assert self.task.train is not None
+        for name, split in {"": self.task.train, **self.task.evaluation}.items():
+            encoded = readable(self.task.encode(split, tokenizer, max_length=self.data.max_length), model)
+            encoded = encoded.remove_columns(["idx", "length"]) if name else encoded
+            self._encoded[name] = _relabelled(encoded, order)
 
-    def train(self, trainer: TaskTrainer, density_at: Callable[[int, int], float] | None = None) -> None:
-        """Trains to the end, from the last checkpoint of this directory if there is one."""
+    def train(
+        self, trainer: TaskTrainer, *, density_at: Callable[[int, int], float] | None = None, stage: str = ""
+    ) -> None:
+        """Trains to the end, from the last checkpoint of this directory (and stage) if there is one."""
         trainer.pop_callback(ProgressCallback)
         trainer.pop_callback(PrinterCallback)
         if self.progress:
             trainer.add_callback(Progress(density_at))
-        trainer.add_callback(LogFile(self.directory.log))
-        checkpoint = self.arguments.resume_from_checkpoint or self.directory.last_checkpoint()
+        trainer.add_callback(LogFile(self.directory.log, stage))
+        checkpoint = self.arguments.resume_from_checkpoint or self.directory.last_checkpoint(stage)
         trainer.train(resume_from_checkpoint=checkpoint)
         self.lap("train")
 
@@ -126,13 +144,10 @@ class Job:
 
     def save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
         """Saves the model, then reads it back and evaluates what was saved."""
-        if self.arguments.process_index == 0:
+        saved = model
+        if self.main:
             save_model(model, tokenizer, self.directory.model)
-        saved = (
-            load_pretrained(self.task.auto_class, str(self.directory.model))
-            if self.arguments.process_index == 0
-            else model
-        )
+            saved = load_pretrained(self.task.auto_class, str(self.directory.model))
         evaluation = self.evaluate(saved.to(self.arguments.device), tokenizer, str(self.directory.model))
         self.lap("evaluate")
         return evaluation
@@ -141,7 +156,7 @@ class Job:
         """Writes results.json, which marks the run finished, and removes what only a running run needs."""
         self.seconds["total"] = round(sum(self.seconds.values()), 2)
         results = {"task": self.task.name, **results, "seconds": self.seconds, "seed": self.arguments.seed}
-        if self.arguments.process_index == 0:
+        if self.main:
             self.directory.finish(results)
         return results
 
@@ -173,10 +188,10 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _trainer_arguments(arguments: TrainingArguments, directory: RunDirectory) -> TrainingArguments:
-    """The same arguments with checkpoints in their own folder of the run directory."""
+def _trainer_arguments(arguments: TrainingArguments, folder: Path) -> TrainingArguments:
+    """The same arguments with checkpoints in a folder of their own."""
     changed = copy.copy(arguments)
-    changed.output_dir = str(directory.checkpoints)
+    changed.output_dir = str(folder)
     return changed
 
 

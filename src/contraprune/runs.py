@@ -13,17 +13,18 @@ from contraprune.saving import write_json, write_text
 
 RECORD = "run"  # the key of config.yaml that records the run; all others are options
 _OWN_FILES = ("config.yaml", "log.jsonl", "results.json", "README.md", "report.html")
-_OWN_FOLDERS = ("model", "model.tmp", "checkpoints", "banks")
+_OWN_FOLDERS = ("model", "model.tmp", "checkpoints", "banks", "stages")
 
 
 class RunDirectory:
-    """``config.yaml``, ``log.jsonl``, ``results.json``, ``model/``; while training, ``checkpoints/`` and ``banks/``."""
+    """``config.yaml``, ``log.jsonl``, ``results.json``, ``model/``; until it is finished, what it resumes from."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.model = self.path / "model"
         self.checkpoints = self.path / "checkpoints"
         self.banks = self.path / "banks"
+        self.stages = self.path / "stages"
         self.config = self.path / "config.yaml"
         self.log = self.path / "log.jsonl"
         self.results = self.path / "results.json"
@@ -85,11 +86,11 @@ class RunDirectory:
                 "directory, or use --overwrite"
             )
 
-    def last_checkpoint(self) -> str | None:
-        """The newest checkpoint that was written to its end."""
+    def last_checkpoint(self, stage: str = "") -> str | None:
+        """The newest checkpoint, of a stage if there are several, that was written to its end."""
         whole = [
             (int(folder.name.rpartition("-")[2]), folder)
-            for folder in self.checkpoints.glob("checkpoint-*")
+            for folder in (self.checkpoints / stage).glob("checkpoint-*")
             if (folder / "trainer_state.json").is_file() and folder.name.rpartition("-")[2].isdigit()
         ]
         return str(max(whole)[1]) if whole else None
@@ -109,7 +110,7 @@ class RunDirectory:
     def finish(self, results: Mapping[str, Any]) -> None:
         """Writes the results, which marks the run finished, and removes what only an unfinished run needs."""
         write_json(self.results, results)
-        for folder in (self.checkpoints, self.banks):
+        for folder in (self.checkpoints, self.banks, self.stages):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _clear(self) -> None:

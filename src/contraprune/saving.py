@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from contraprune.errors import UserError
 from contraprune.masking import fold, masked_linears
+from contraprune.remote_code import CONFIG_ERRORS, KEY, declare_record, declare_shapes, pruned_class
 
 
 def write_text(path: Path, text: str) -> None:
@@ -33,12 +34,20 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: Path) -> None:
-    """Saves a model for plain ``from_pretrained``: masks folded in, safetensors only, whole or absent.
+    """Saves a model for ``from_pretrained``: masks folded in, safetensors only, whole or absent.
 
-    A model with masks is folded in place first, so that it and what was saved are the same.
+    A model that was shrunk loads without code where its configuration can say the sizes of its layers; otherwise
+    with ``trust_remote_code=True`` (a modelling file is written beside the weights), or with :func:`load`.
+
+    Changed in place, so that the model and what was saved are the same: masks are folded in, and the configuration
+    tells the sizes (:func:`contraprune.remote_code.declare_shapes`).
+
+    Raises:
+        UserError: the model differs from its configuration in more than heads and neurons.
     """
     if masked_linears(model):
         fold(model)
+    declare_shapes(model)
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
@@ -49,13 +58,14 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 
 
 def load(path: str | os.PathLike[str]) -> PreTrainedModel:
-    """Loads a model that contraprune wrote, in eval mode.
+    """Loads a model that contraprune wrote, in eval mode; shrunk ones too, without running code from there.
 
     Args:
         path: the model directory, or the run directory that holds it as ``model/``.
 
     Raises:
-        UserError: there is no model at ``path``, its weights are truncated or do not fit its configuration.
+        UserError: there is no model at ``path``, its weights are truncated or do not fit its configuration, or
+            the record of its sizes was edited.
     """
     directory = Path(path)
     if not (directory / "config.json").is_file() and (directory / "model" / "config.json").is_file():
@@ -63,23 +73,26 @@ def load(path: str | os.PathLike[str]) -> PreTrainedModel:
     if not (directory / "config.json").is_file():
         raise UserError(f"{path}: expected a model directory, found no config.json")
     config = load_config(str(directory))
-    name = (config.architectures or [""])[0]
-    model_class = getattr(transformers, name, None)
-    if model_class is None:
-        raise UserError(f"{directory}/config.json: architectures names {name!r}, which transformers does not have")
+    names = config.architectures
+    name = names[0] if isinstance(names, list) and names else names
+    model_class = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+        raise UserError(f"{directory}/config.json: architectures names {name!r:.80}, no model class of transformers")
     return load_pretrained(model_class, str(directory)).eval()
 
 
 def load_config(model: str) -> Any:
     """The configuration of a local directory or a hub model, with the usual failures as one line."""
     try:
-        return AutoConfig.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, *CONFIG_ERRORS) as error:
         raise UserError(_no_model(model, error)) from error
 
 
 def load_pretrained(model_class: Any, model: str, **options: Any) -> PreTrainedModel:
     """``model_class.from_pretrained`` that refuses a checkpoint which lacks any of the model's weights.
+
+    A shrunk model is had by this, too. Code from the directory or the hub is never run.
 
     Args:
         model_class: a transformers model or Auto class.
@@ -108,21 +121,29 @@ def load_for_finetuning(model_class: Any, model: str, **options: Any) -> tuple[P
 
 
 def _from_pretrained(model_class: Any, model: str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    config = load_config(model)
+    record = getattr(config, KEY, None)
+    if record is not None:
+        model_class, stock, record = pruned_class(model_class, config, model)
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # its report of missing keys is replaced by our errors
     try:
-        loaded, report = model_class.from_pretrained(model, output_loading_info=True, dtype=torch.float32, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        loaded, report = model_class.from_pretrained(
+            model, output_loading_info=True, dtype=torch.float32, trust_remote_code=False, **options
+        )
+    except (OSError, SafetensorError, *CONFIG_ERRORS) as error:
         raise UserError(_no_model(model, error)) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
+    if record is not None:
+        declare_record(loaded, stock, record)
     return loaded, sorted(report["missing_keys"])
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a local directory or a hub model, with the usual failures as one line."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(_no_model(model, error)) from error
     return tokenizer

@@ -103,35 +103,21 @@ class Knowledge:
     teacher_logits: RowFile | None
 
 
-class PruningTrainer(TaskTrainer):
-    """Trains a masked model with the losses of Contrastive Pruning.
+class ContrastTrainer(TaskTrainer):
+    """Trains a model with the losses of Contrastive Pruning; by itself, a model that was shrunk before.
 
     Args:
         contrast: weights and temperatures of the losses.
         knowledge: the banks (their snapshots grow during training) and the teacher's logits.
         reader: reads the anchors off the model's forward pass.
-        criterion: whose learned scores, if any, get their own learning rate, and whose state is checkpointed.
-        score_learning_rate: of the learned scores.
         options: those of ``transformers.Trainer``. The training set has a column ``idx``.
     """
 
-    def __init__(
-        self,
-        *,
-        contrast: ContrastConfig,
-        knowledge: Knowledge,
-        reader: Reader,
-        criterion: Criterion,
-        score_learning_rate: float,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *, contrast: ContrastConfig, knowledge: Knowledge, reader: Reader, **options: Any) -> None:
         super().__init__(**options)
         self.contrast = contrast
         self.knowledge = knowledge
         self.reader = reader
-        self.criterion = criterion
-        self.score_learning_rate = score_learning_rate
-        self.masks_restored = False
         self._parts: dict[str, Tensor] = {}
         self._parts_batches = 0
         self._last_draw = (-1, 0)
@@ -139,13 +125,23 @@ class PruningTrainer(TaskTrainer):
     # ---- loss ----
 
     def training_loss(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        terms = dict(self._terms(logits, inputs))
+        terms = dict(self._terms(logits, inputs, self._next_draw()))
         for name, (_, value) in terms.items():
             self._parts[name] = self._parts.get(name, torch.zeros_like(value)) + value.detach()
         self._parts_batches += 1
         return torch.stack([weight * value for weight, value in terms.values()]).sum()
 
-    def _terms(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[float, Tensor]]]:
+    def loss_for_importance(self, logits: Tensor, inputs: Mapping[str, Tensor], draw: tuple[int, ...]) -> Tensor:
+        """The same loss outside training: what it is differentiated for is not logged.
+
+        Args:
+            draw: with the run's seed, seeds the drawn extra examples.
+        """
+        return torch.stack([weight * value for _, (weight, value) in self._terms(logits, inputs, draw)]).sum()
+
+    def _terms(
+        self, logits: Tensor, inputs: Mapping[str, Tensor], draw: tuple[int, ...]
+    ) -> Iterator[tuple[str, tuple[float, Tensor]]]:
         """(name, (weight, value)) of every part of the loss."""
         config, ids, labels = self.contrast, inputs["idx"], inputs["labels"]
         yield "ce", (config.ce_weight, self.cross_entropy(logits, labels))
@@ -154,7 +150,6 @@ class PruningTrainer(TaskTrainer):
             kd = distillation_loss(logits.float(), teacher, temperature=config.kd_temperature)
             yield "kd", (config.kd_weight, kd)
         anchors = self.reader.take(inputs["attention_mask"])
-        draw = self._next_draw()
         for number, (source, bank) in enumerate(self.knowledge.banks.items()):
             if not bank.files:  # no snapshot yet
                 continue
@@ -204,6 +199,21 @@ class PruningTrainer(TaskTrainer):
         super()._set_signature_columns_if_needed()
         if fresh:
             self._signature_columns.append("idx")
+
+
+class MaskedTrainer(ContrastTrainer):
+    """A :class:`ContrastTrainer` of a model with masks.
+
+    Args:
+        criterion: whose learned scores, if any, get their own learning rate, and whose state is checkpointed.
+        score_learning_rate: of the learned scores.
+    """
+
+    def __init__(self, *, criterion: Criterion, score_learning_rate: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.criterion = criterion
+        self.score_learning_rate = score_learning_rate
+        self.masks_restored = False
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The stock optimiser over the weights, plus a group of the scores with their own learning rate."""

@@ -1,0 +1,160 @@
+"""What every way of pruning starts from: the models, the banks they fill, and the checks that they fit."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from contraprune.bank import Bank
+from contraprune.config import ContrastConfig, PruneRunConfig
+from contraprune.encoding import Reader
+from contraprune.errors import UserError
+from contraprune.evaluation import label_order
+from contraprune.jobs import Job
+from contraprune.saving import load_for_finetuning, load_pretrained, load_tokenizer
+from contraprune.sources import SourceBuilder, cache_directory
+from contraprune.trainer import ContrastTrainer, Knowledge
+
+
+@dataclass(kw_only=True)
+class Prepared:
+    """The student and everything that its losses need, before anything is pruned."""
+
+    job: Job
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reader: Reader
+    contrast: ContrastConfig
+    knowledge: Knowledge
+    sources: "Sources"
+    teacher_metrics: dict[str, float]
+
+    def trainer_options(self, stage: str = "") -> dict[str, Any]:
+        """Keyword arguments of a ``ContrastTrainer`` of the model as it is now."""
+        options = self.job.trainer_options(self.model, self.tokenizer, stage=stage)
+        return options | {"contrast": self.contrast, "knowledge": self.knowledge, "reader": self.reader}
+
+
+def prepare(job: Job, run: PruneRunConfig, contrast: ContrastConfig, *, start_from: str, snapshots: int) -> Prepared:
+    """Loads teacher and pre-trained model, evaluates the teacher, and fills the banks of both.
+
+    Args:
+        start_from: which of the two the student is a copy of, ``"teacher"`` or ``"pretrained"``.
+        snapshots: how many snapshots there will be at most, for planning memory.
+
+    Raises:
+        UserError: a model cannot be used, or the two do not fit each other or the data.
+    """
+    tokenizer = load_tokenizer(run.teacher)
+    _check_tokenizers(tokenizer, load_tokenizer(run.model), run)
+    set_seed(job.arguments.seed)
+    teacher = load_pretrained(job.task.auto_class, run.teacher).to(job.arguments.device)
+    label_order(job.task, teacher, run.teacher)
+    pretrained, new_weights = load_for_finetuning(
+        job.task.auto_class, run.model, id2label=teacher.config.id2label, label2id=teacher.config.label2id
+    )
+    pretrained.to(job.arguments.device)
+    _check_sizes(teacher, pretrained, run)
+    model = copy.deepcopy(teacher if start_from == "teacher" else pretrained)
+    reader = Reader(model, pooling=contrast.pooling, use_pooler=_has_trained_pooler(new_weights))
+    knowledge = Knowledge(banks={}, teacher_logits=None)
+    options = job.trainer_options(model, tokenizer)
+    trainer = ContrastTrainer(**options, contrast=contrast, knowledge=knowledge, reader=reader)
+    job.lap("load")
+    teacher_metrics = job.evaluate(teacher, tokenizer, run.teacher).metrics
+    job.lap("teacher")
+    sources = Sources(trainer, job, contrast, run, snapshots=snapshots)
+    sources.fill(knowledge, teacher, pretrained)
+    job.lap("encode")
+    return Prepared(
+        job=job,
+        model=model,
+        tokenizer=tokenizer,
+        reader=reader,
+        contrast=contrast,
+        knowledge=knowledge,
+        sources=sources,
+        teacher_metrics=teacher_metrics,
+    )
+
+
+class Sources:
+    """Where the banks of a run come from: the cache for fixed models, the run directory for snapshots."""
+
+    def __init__(
+        self, trainer: ContrastTrainer, job: Job, contrast: ContrastConfig, run: PruneRunConfig, *, snapshots: int
+    ) -> None:
+        dataset = trainer.train_dataset
+        self.directory = job.directory
+        self.contrast = contrast
+        self.cache = cache_directory(run.cache_dir)
+        self.labels = torch.tensor(dataset["labels"])
+        wanted = set(contrast.sources)
+        representations = len(wanted - {"snapshots"}) + (snapshots if "snapshots" in wanted else 0)
+        width = trainer.model.config.hidden_size * np.dtype(contrast.bank_dtype).itemsize
+        self.builder = SourceBuilder(
+            dataset=dataset,
+            config=contrast,
+            use_pooler=trainer.reader.use_pooler,
+            in_memory=len(dataset) * width * representations <= contrast.bank_memory_gb * 1e9,
+            collator=trainer.data_collator,
+            batch_size=job.arguments.per_device_eval_batch_size,
+            accelerator=trainer.accelerator,
+            progress=job.progress,
+        )
+        self.snapshots = Bank(self.labels)
+
+    def fill(self, knowledge: Knowledge, teacher: PreTrainedModel, pretrained: PreTrainedModel) -> None:
+        """Encodes the training set with the fixed models that the losses need; snapshots come while training."""
+        sources = self.contrast.sources
+        if "pretrained" in sources:
+            rows, _ = self.builder.cached(pretrained, self.cache, "encoding with the pre-trained model")
+            knowledge.banks["pretrained"] = Bank(self.labels, [rows])
+        if "snapshots" in sources:
+            knowledge.banks["snapshots"] = self.snapshots
+        if "finetuned" in sources or self.contrast.kd_weight > 0:
+            rows, logits = self.builder.cached(teacher, self.cache, "encoding with the teacher")
+            if "finetuned" in sources:
+                knowledge.banks["finetuned"] = Bank(self.labels, [rows])
+            if self.contrast.kd_weight > 0:
+                knowledge.teacher_logits = logits
+
+    def snapshot(self, number: int, model: PreTrainedModel, reader: Reader) -> None:
+        """Adds the model as it is now to the snapshots; after a resume, reads back what was encoded then."""
+        path = self.directory.banks / f"snapshot-{number:03d}"
+        rows, _ = self.builder.encode(model, reader, path, {"snapshot": number}, f"snapshot {number}")
+        self.snapshots.files.append(rows)
+
+
+def retained(metrics: dict[str, float], teacher_metrics: dict[str, float]) -> float | None:
+    """The main metric as a fraction of the teacher's; None where the teacher's is zero."""
+    main = next(iter(metrics))
+    return metrics[main] / teacher_metrics[main] if teacher_metrics[main] else None
+
+
+def _has_trained_pooler(new_weights: list[str]) -> bool:
+    """Whether the pooler, if there is one, came with the pre-trained model: random weights represent nothing."""
+    return not any(".pooler." in name for name in new_weights)
+
+
+def _check_tokenizers(teacher: PreTrainedTokenizerBase, model: PreTrainedTokenizerBase, run: PruneRunConfig) -> None:
+    if teacher.get_vocab() != model.get_vocab():
+        raise UserError(
+            f"--teacher {run.teacher}: its tokenizer differs from that of --model {run.model} "
+            f"({len(teacher)} and {len(model)} tokens); the teacher must be fine-tuned from that model"
+        )
+
+
+def _check_sizes(teacher: PreTrainedModel, pretrained: PreTrainedModel, run: PruneRunConfig) -> None:
+    sizes = [
+        (config.model_type, config.hidden_size, config.num_hidden_layers)
+        for config in (teacher.config, pretrained.config)
+    ]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"--teacher {run.teacher}: expected a model fine-tuned from --model {run.model}, found (architecture, "
+            f"hidden size, layers) {sizes[0]} and {sizes[1]}"
+        )

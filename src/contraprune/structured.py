@@ -1,0 +1,260 @@
+"""Structured pruning in stages: rate the units, remove the least important for good, train what is left."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig, StructuredConfig
+from contraprune.criteria.taylor import UnitImportance, keep_after_removal, taylor_importance
+from contraprune.encoding import Reader
+from contraprune.errors import UserError
+from contraprune.jobs import Job
+from contraprune.preparation import Prepared, prepare, retained
+from contraprune.saving import load_pretrained, parameter_counts, save_model, write_json
+from contraprune.schedules import units_per_stage
+from contraprune.shrinking import shrink
+from contraprune.structure import Layer, find_layers
+from contraprune.trainer import ContrastTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What one stage removes from the whole model."""
+
+    number: int  # from 1
+    percent: float  # of heads and neurons that are gone after it, from the density asked for
+    heads: int
+    neurons: int
+
+
+def plan_stages(layers: Sequence[Layer], pruning: PruningConfig, structured: StructuredConfig) -> list[Stage]:
+    """How many heads and neurons each stage removes, so that the last one ends at the densities asked for.
+
+    Raises:
+        UserError: a density would leave a layer without a head (or without a neuron where the model needs one), or
+            ``--stages`` ends elsewhere than ``--density``.
+    """
+    final = 100 * (1 - pruning.density)
+    if structured.stages is not None and abs(structured.percents()[-1] - final) > 1e-6:
+        raise UserError(
+            f"--stages {structured.stages}: ends at {structured.percents()[-1]:g} % removed, but --density "
+            f"{pruning.density:g} removes {final:g} %"
+        )
+    fractions = structured.fractions()
+    removals = {
+        kind: _removals([getattr(layer, kind) for layer in layers], fractions, density or pruning.density, kind)
+        for kind, density in (("heads", structured.head_density), ("neurons", structured.neuron_density))
+    }
+    return [
+        Stage(number=number, percent=round(final * fraction, 2), heads=heads, neurons=neurons)
+        for number, (fraction, heads, neurons) in enumerate(
+            zip(fractions, removals["heads"], removals["neurons"], strict=True), 1
+        )
+    ]
+
+
+def _removals(groups: Sequence[Any], fractions: Sequence[float], density: float, kind: str) -> list[int]:
+    total = sum(group.num_units for group in groups)
+    percents = [round(100 * (1 - density) * fraction, 9) for fraction in fractions]
+    try:
+        return units_per_stage(total, percents, keep_at_least=len(groups) * fewest_units(groups, kind))
+    except ValueError as error:
+        flag = f"{kind.removesuffix('s')}_density"
+        raise UserError(
+            f"--density {density:g}: every one of the {len(groups)} layers keeps at least one of its {kind}, but "
+            f"{error}; raise --density or --{flag}"
+        ) from error
+
+
+def fewest_units(groups: Sequence[Any], kind: str) -> int:
+    """Every layer keeps a head; an FFN may go as a whole where the model runs without."""
+    return 0 if kind == "neurons" and all(group.may_be_empty for group in groups) else 1
+
+
+def prune_units(
+    job: Job, run: PruneRunConfig, pruning: PruningConfig, structured: StructuredConfig, contrast: ContrastConfig
+) -> dict[str, Any]:
+    """Runs one structured pruning job to its end; the content of ``results.json``."""
+    snapshots = len(structured.fractions()) - 1
+    prepared = prepare(job, run, contrast, start_from=pruning.start_from, snapshots=snapshots)
+    model = prepared.model
+    before, weights_before = parameter_counts(model)["all"], _encoder_weights(model)
+    stages = StageRunner(prepared, structured)
+    for stage in plan_stages(find_layers(model), pruning, structured):
+        stages.run(stage)
+    model = prepared.model
+    prepared.reader.remove()
+    evaluation = job.save(model, prepared.tokenizer)
+    after = parameter_counts(model)["all"]
+    return job.finish(
+        {
+            "method": pruning.method,
+            "contrast": list(contrast.sources),
+            "metrics": evaluation.metrics,
+            "teacher_metrics": prepared.teacher_metrics,
+            "retained": retained(evaluation.metrics, prepared.teacher_metrics),
+            "density": {
+                "target": pruning.density,
+                "encoder": _encoder_weights(model) / weights_before,
+                "total": after / before,
+            },
+            "parameters": {"before": before, "after": after},
+            "stages": stages.records,
+        }
+    )
+
+
+class StageRunner:
+    """Runs stages one after the other; each is finished once, also when the run is interrupted between them."""
+
+    def __init__(self, prepared: Prepared, structured: StructuredConfig) -> None:
+        self.prepared = prepared
+        self.job = prepared.job
+        self.structured = structured
+        self.records: list[dict[str, Any]] = []
+        self.job.directory.stages.mkdir(exist_ok=True)
+
+    def run(self, stage: Stage) -> None:
+        """Snapshot, importance, removal, retraining, evaluation; then the model as it is goes to disk."""
+        folder = self.job.directory.stages / f"{stage.number:02d}"
+        if stage.number > 1:
+            self._snapshot(stage)
+        record = folder / "stage.json"
+        if record.is_file():
+            self.records.append(json.loads(record.read_text(encoding="utf-8")))
+            self._replace_model(folder / "model")
+            return
+        seconds: dict[str, float] = {}
+        name = f"stage-{stage.number:02d}"
+        trainer = ContrastTrainer(**self.prepared.trainer_options(name))
+        with _timed(seconds, "importance_and_removal"):
+            self.remove_units(stage, trainer, folder)
+        with _timed(seconds, "train"):
+            self.job.train(trainer, stage=name)
+        with _timed(seconds, "evaluate"):
+            metrics = self.job.evaluate(self.prepared.model, self.prepared.tokenizer, "the model").metrics
+        self.records.append(self._describe(stage, metrics, seconds))
+        if self.job.main:
+            save_model(self.prepared.model, None, folder / "model")
+            write_json(record, self.records[-1])
+            self._drop_earlier(stage)
+
+    def _snapshot(self, stage: Stage) -> None:
+        if "snapshots" in self.prepared.contrast.sources:
+            self.prepared.sources.snapshot(stage.number - 1, self.prepared.model, self.prepared.reader)
+
+    def remove_units(self, stage: Stage, trainer: ContrastTrainer, folder: Path) -> None:
+        """Removes the least important units; which ones is written down, so that a resumed stage agrees."""
+        model = self.prepared.model
+        layers = find_layers(model)
+        choice = folder / "kept.json"
+        if choice.is_file():
+            kept = json.loads(choice.read_text(encoding="utf-8"))
+            keep = [[torch.tensor(units, dtype=torch.bool) for units in kept[kind]] for kind in ("heads", "neurons")]
+        else:
+            importance = self.rate_units(stage, trainer, layers)
+            keep = [
+                keep_after_removal(
+                    getattr(importance, kind),
+                    count,
+                    keep_at_least=fewest_units([getattr(layer, kind) for layer in layers], kind),
+                )
+                for kind, count in (("heads", stage.heads), ("neurons", stage.neurons))
+            ]
+            lists = [[mask.int().tolist() for mask in group] for group in keep]
+            if self.job.main:
+                write_json(choice, dict(zip(("heads", "neurons"), lists, strict=True)))
+        shrink(model, layers, *[[mask.to(model.device) for mask in group] for group in keep])
+
+    def rate_units(self, stage: Stage, trainer: ContrastTrainer, layers: list[Layer]) -> UnitImportance:
+        model, accelerator = self.prepared.model, trainer.accelerator
+        dataset = trainer.train_dataset
+        order = np.random.default_rng([self.job.arguments.seed, stage.number]).permutation(len(dataset))
+        subset = dataset.select(order[: self.structured.importance_examples]).remove_columns(["length"])
+        loader = DataLoader(
+            subset,
+            batch_size=self.job.arguments.per_device_train_batch_size,
+            collate_fn=trainer.data_collator,
+            generator=torch.Generator(),
+        )
+        batches: Iterable[Any] = enumerate(
+            tqdm(
+                accelerator.prepare(loader),
+                desc=f"stage {stage.number}: rating heads and neurons",
+                disable=not self.job.progress,
+                leave=False,
+            )
+        )
+
+        def loss_of(numbered: tuple[int, dict[str, Tensor]]) -> Tensor:
+            number, batch = numbered
+            features = {key: value for key, value in batch.items() if key not in ("labels", "idx")}
+            with accelerator.autocast():
+                logits = model(**features).logits
+            return trainer.loss_for_importance(logits, batch, (stage.number, number, 1))
+
+        return taylor_importance(
+            model,
+            layers,
+            batches,
+            loss_of,
+            reduce=lambda scores: accelerator.reduce(scores, reduction="sum"),
+            normalise=self.structured.normalize_importance,
+        )
+
+    def _describe(self, stage: Stage, metrics: dict[str, float], seconds: dict[str, float]) -> dict[str, Any]:
+        layers = find_layers(self.prepared.model)
+        return {
+            "stage": stage.number,
+            "removed_percent": stage.percent,
+            "heads": [layer.heads.num_units for layer in layers],
+            "neurons": [layer.neurons.num_units for layer in layers],
+            "parameters": parameter_counts(self.prepared.model)["all"],
+            "metrics": metrics,
+            "seconds": seconds,
+        }
+
+    def _replace_model(self, path: Path) -> None:
+        """Goes on with a finished stage's model, read from disk."""
+        if not path.is_dir():  # a later stage is finished too, and has the model
+            return
+        old = self.prepared.reader
+        old.remove()
+        model = load_pretrained(self.job.task.auto_class, str(path)).to(self.job.arguments.device)
+        self.prepared.model = model
+        self.prepared.reader = Reader(model, pooling=old.pooling, use_pooler=old.use_pooler)
+
+    def _drop_earlier(self, stage: Stage) -> None:
+        shutil.rmtree(self.job.directory.stages / f"{stage.number - 1:02d}" / "model", ignore_errors=True)
+        shutil.rmtree(self.job.directory.checkpoints / f"stage-{stage.number:02d}", ignore_errors=True)
+
+
+class _timed:  # noqa: N801 - reads as a statement
+    """``with _timed(seconds, "train"):`` adds the seconds its block took."""
+
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self.seconds = seconds
+        self.name = name
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.name] = round(time.perf_counter() - self.start, 2)
+
+
+def _encoder_weights(model: PreTrainedModel) -> int:
+    """Number of weights in the matrices of all layers."""
+    matrices = [module.weight for layer in find_layers(model) for module in layer.linears.values()]
+    return sum(weight.numel() for weight in matrices if isinstance(weight, Tensor))

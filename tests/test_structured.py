@@ -1,0 +1,128 @@
+"""Structured pruning in stages: what is left, that it resumes, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import contraprune
+from contraprune import UserError
+from contraprune.config import PruningConfig, StructuredConfig
+from contraprune.structure import find_layers
+from contraprune.structured import plan_stages
+from contraprune.trainer import ContrastTrainer
+from tiny_models import FAMILIES
+
+
+@pytest.fixture
+def options(tiny_options):
+    return tiny_options | {"method": "taylor", "density": 0.5, "num_stages": 2, "importance_examples": 32}
+
+
+def sizes(model):
+    layers = find_layers(model)
+    return [layer.heads.num_heads for layer in layers], [layer.neurons.num_neurons for layer in layers]
+
+
+def plan(density=0.5, **settings):
+    layers = find_layers(FAMILIES["bert"].build())  # 3 layers of 4 heads and 20 neurons
+    return plan_stages(layers, PruningConfig(method="taylor", density=density), StructuredConfig(**settings))
+
+
+def test_stages_reach_the_density_in_equal_or_given_steps():
+    assert [(s.percent, s.heads, s.neurons) for s in plan(num_stages=2)] == [(25, 3, 15), (50, 3, 15)]
+    assert [(s.percent, s.heads, s.neurons) for s in plan(stages="10,50")] == [(10, 1, 6), (50, 5, 24)]
+    assert sum(s.heads for s in plan(0.25, num_stages=9)) == 9
+
+
+def test_heads_and_neurons_can_have_their_own_targets():
+    stages = plan(num_stages=3, head_density=0.75, neuron_density=0.1)
+    assert sum(s.heads for s in stages) == 3
+    assert sum(s.neurons for s in stages) == 54
+
+
+def test_density_one_removes_nothing():
+    assert [(s.heads, s.neurons) for s in plan(1.0, num_stages=2)] == [(0, 0), (0, 0)]
+
+
+def test_a_density_without_a_head_for_every_layer_says_so():
+    with pytest.raises(UserError, match=r"--density 0.1: every one of the 3 layers keeps at least one of its heads"):
+        plan(0.1)
+    assert sum(s.heads for s in plan(0.1, head_density=0.25)) == 9
+
+
+@pytest.mark.parametrize("stages", ["50,10", "10,10", "ten", "", "10,120", "0,50"])
+def test_stages_must_rise(stages):
+    with pytest.raises(UserError, match="--stages: expected rising percentages"):
+        StructuredConfig(stages=stages)
+
+
+def test_stages_must_end_at_the_density():
+    with pytest.raises(UserError, match=r"--stages 10,60: ends at 60 % removed, but --density 0.5 removes 50 %"):
+        plan(stages="10,60")
+
+
+def test_a_run_removes_units_for_good_and_reports_every_stage(options):
+    results = contraprune.prune(**options)
+    model = contraprune.load(options["output_dir"])
+    heads, neurons = sizes(model)
+    assert (sum(heads), sum(neurons)) == (4, 64)
+    assert min(heads) >= 1
+    assert [sum(stage["heads"]) for stage in results["stages"]] == [6, 4]
+    assert (results["stages"][-1]["heads"], results["stages"][-1]["neurons"]) == (heads, neurons)
+    assert results["parameters"]["after"] == sum(p.numel() for p in model.parameters())
+    assert results["parameters"]["after"] < results["parameters"]["before"]
+    assert results["density"]["encoder"] == pytest.approx(0.5, abs=0.01)
+    assert results["stages"][-1]["metrics"] == results["metrics"]
+    run = Path(options["output_dir"])
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "log.jsonl", "model", "results.json"]
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert {entry["stage"] for entry in log} == {"stage-01", "stage-02"}
+    first, second = ([e for e in log if e["stage"] == f"stage-0{n}" and "loss" in e] for n in (1, 2))
+    assert not any("snapshots" in key for entry in first for key in entry)
+    assert all("loss_snapshots_unsupervised" in entry for entry in second)
+
+
+@pytest.mark.parametrize(("stage", "at_step"), [(1, 2), (2, 0), (2, 3)])
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
+    options, tmp_path, monkeypatch, stage, at_step
+):
+    options = options | {"save_strategy": "steps", "save_steps": 1}
+    contraprune.prune(**(options | {"output_dir": str(tmp_path / "whole")}))
+    step = ContrastTrainer.training_step
+    trainings = set()
+
+    def interrupted(self, *arguments, **keywords):
+        trainings.add(id(self))
+        if len(trainings) == stage and self.state.global_step == at_step:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **keywords)
+
+    monkeypatch.setattr(ContrastTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        contraprune.prune(**options)
+    monkeypatch.undo()
+    contraprune.prune(**options)
+    expected, found = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "run"))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    logs = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("whole", "run")]
+    losses = [[(e["stage"], e["step"], e["loss"]) for e in map(json.loads, log) if "grad_norm" in e] for log in logs]
+    assert losses[0] == losses[1]
+
+
+def test_a_pruned_model_can_be_pruned_again(options, tmp_path):
+    contraprune.prune(**options, contrast="none")
+    again = options | {"teacher": str(tmp_path / "run" / "model"), "output_dir": str(tmp_path / "again")}
+    results = contraprune.prune(**(again | {"num_stages": 1}))
+    heads, neurons = sizes(contraprune.load(tmp_path / "again"))
+    assert (sum(heads), sum(neurons)) == (2, 32)
+    assert results["stages"][0]["heads"] == heads
+
+
+def test_settings_of_the_other_kind_of_pruning_are_refused(options):
+    with pytest.raises(UserError, match=r"--scope global: only for pruning single weights"):
+        contraprune.prune(**options, scope="global")
+    with pytest.raises(UserError, match=r"--num_stages 2: only with --method taylor, not with magnitude"):
+        contraprune.prune(**(options | {"method": "magnitude"}))
