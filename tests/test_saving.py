@@ -144,11 +144,15 @@ def test_a_shrunk_model_in_a_fresh_process(model: PreTrainedModel, tmp_path: Pat
     torch.save(batch(), tmp_path / "batch.pt")
     code = (
         "import contraprune, torch\n"
+        "model = contraprune.load('run')\n"
         "with torch.no_grad():\n"
-        "    torch.save(contraprune.load('run')(**torch.load('batch.pt')).logits, 'logits.pt')\n"
+        "    torch.save(model(**torch.load('batch.pt')).logits, 'logits.pt')\n"
+        "model.save_pretrained('again')\n"
     )
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    again = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    assert again == {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()}
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(model), rtol=1e-6, atol=1e-6)
     assert not list((tmp_path / "home").rglob("modeling_contraprune*"))  # where transformers puts code that it runs
 
@@ -225,8 +229,8 @@ def _without(name: str) -> Callable[[Path], object]:
         (_config(model_type="unheard-of"), "not a model that transformers can load"),
         (_config(model_type=5), "not a model that transformers can load"),
         (_config(hidden_size="x"), "not a model that transformers can load"),
-        (_config(hidden_size=48), "not a model that transformers can load"),
-        (_config(intermediate_size=32), "not a model that transformers can load"),
+        (_config(hidden_size=48), r"bert.embeddings.LayerNorm.bias: expected the shape \[48\] .*, found \[32\]"),
+        (_config(intermediate_size=32), r"intermediate.dense.bias: expected the shape \[32\] .*, found \[64\]"),
     ],
 )
 def test_damage_is_reported_in_one_line(damage: Callable[[Path], object], message: str, teacher: Path) -> None:

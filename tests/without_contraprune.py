@@ -1,4 +1,4 @@
-"""What a user does with pruned models where contraprune is not installed; run as a script by test_remote_code.
+"""What a user does with pruned models where contraprune is not installed; run as a script by the tests.
 
 Arguments: a folder with one model directory for each family, and a folder to write results to.
 """

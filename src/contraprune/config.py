@@ -84,6 +84,9 @@ class PruningConfig:
     start_from: Literal["teacher", "pretrained"] = setting(
         "teacher", "Weights the pruning starts from: the fine-tuned teacher's or the pre-trained model's."
     )
+    freeze_embeddings: bool = setting(
+        False, "Leave the word embeddings as they are: words that the training data lacks then stay where they were."
+    )
     score_init: Literal["saliency", "magnitude", "zero"] = setting(
         "saliency",
         "Movement: what the scores start from: the rank of the weight's diagonal-Fisher saliency under the starting "
@@ -281,7 +284,12 @@ class FinetuneArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         _check_training(self)
-        super().__post_init__()
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # which transformers would ask the user to say
+        try:
+            super().__post_init__()
+        except (ValueError, ImportError) as error:
+            raise UserError(f"training settings: {' '.join(str(error).split())}") from error
 
 
 @dataclass

@@ -34,6 +34,7 @@ class DemoConfig:
     density: float = setting(0.1, "Fraction of the encoder's weights to keep.")
     seed: int = setting(42, "Seed of the data and of both runs.")
     max_train_samples: int | None = setting(None, "Use only the first N training sentences.")
+    max_eval_samples: int | None = setting(None, "Evaluate on only the first N validation sentences.")
     overwrite: bool = setting(False, "Delete what an earlier demo left there.")
     quiet: bool = setting(False, "No progress bars.")
 
@@ -69,6 +70,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         "seed": config.seed,
         "max_length": 48,
         "max_train_samples": config.max_train_samples,
+        "max_eval_samples": config.max_eval_samples,
         "overwrite": config.overwrite,
         "disable_tqdm": config.quiet,
     }

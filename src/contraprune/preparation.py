@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from contraprune.bank import Bank
-from contraprune.config import ContrastConfig, PruneRunConfig
+from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig
 from contraprune.encoding import Reader
 from contraprune.errors import UserError
 from contraprune.evaluation import label_order
@@ -38,11 +38,12 @@ class Prepared:
         return options | {"contrast": self.contrast, "knowledge": self.knowledge, "reader": self.reader}
 
 
-def prepare(job: Job, run: PruneRunConfig, contrast: ContrastConfig, *, start_from: str, snapshots: int) -> Prepared:
+def prepare(
+    job: Job, run: PruneRunConfig, pruning: PruningConfig, contrast: ContrastConfig, *, snapshots: int
+) -> Prepared:
     """Loads teacher and pre-trained model, evaluates the teacher, and fills the banks of both.
 
     Args:
-        start_from: which of the two the student is a copy of, ``"teacher"`` or ``"pretrained"``.
         snapshots: how many snapshots there will be at most, for planning memory.
 
     Raises:
@@ -58,7 +59,9 @@ def prepare(job: Job, run: PruneRunConfig, contrast: ContrastConfig, *, start_fr
     )
     pretrained.to(job.arguments.device)
     _check_sizes(teacher, pretrained, run)
-    model = copy.deepcopy(teacher if start_from == "teacher" else pretrained)
+    model = copy.deepcopy(teacher if pruning.start_from == "teacher" else pretrained)
+    if pruning.freeze_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
     reader = Reader(model, pooling=contrast.pooling, use_pooler=_has_trained_pooler(new_weights))
     knowledge = Knowledge(banks={}, teacher_logits=None)
     options = job.trainer_options(model, tokenizer)

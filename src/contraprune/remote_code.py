@@ -6,6 +6,7 @@ here uses the package's own copy: code in a model directory is never run.
 """
 
 import copy
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,7 +52,7 @@ def declare_shapes(model: PreTrainedModel) -> None:
     stock = getattr(transformers, type(model).__name__, None)
     if stock is None or not isinstance(model, stock):
         return  # a class of somebody else's, which knows how it is saved
-    if _sizes(model) == _sizes(_unpruned(stock, model.config)):
+    if not _resized(model, _unpruned(stock, model.config)):
         _declare_plain(model, stock)
         return
     plain = _plain_config(model, stock)
@@ -63,12 +64,8 @@ def declare_shapes(model: PreTrainedModel) -> None:
     record = shapes(model)
     rebuilt = _unpruned(stock, model.config)
     apply_shapes(rebuilt, record)
-    built, found = _sizes(rebuilt), _sizes(model)
-    for name in built.keys() & found.keys():
-        if built[name] != found[name]:
-            raise UserError(
-                f"{name}: expected the shape {built[name]} of config and pruned heads and neurons, found {found[name]}"
-            )
+    for name, (found, expected) in _resized(model, rebuilt).items():
+        raise UserError(f"{name}: expected the shape {expected} of config and pruned heads and neurons, found {found}")
     declare_record(model, stock, {"format": FORMAT, **record})
 
 
@@ -122,13 +119,18 @@ def _unpruned(stock: Any, config: Any) -> PreTrainedModel:
     """The model that a configuration describes to transformers, without memory for its weights."""
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"  # which every class has; the weights are the same
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.device("meta"):
         model: PreTrainedModel = stock(config)
     return model
 
 
-def _sizes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
+def _resized(model: nn.Module, other: nn.Module) -> dict[str, tuple[list[int], list[int]]]:
+    """Parameters of both models whose shapes differ; what only one has, such as a new head, is not looked at."""
+    shapes_of_other = {name: [*parameter.shape] for name, parameter in other.named_parameters()}
+    both = [
+        (name, [*p.shape], shapes_of_other[name]) for name, p in model.named_parameters() if name in shapes_of_other
+    ]
+    return {name: (own, others) for name, own, others in both if own != others}
 
 
 def _declare_plain(model: PreTrainedModel, stock: Any) -> None:
@@ -140,31 +142,21 @@ def _declare_plain(model: PreTrainedModel, stock: Any) -> None:
 
 def _plain_config(model: PreTrainedModel, stock: Any) -> dict[str, int] | None:
     """Changes to a model's configuration after which stock code builds exactly this model, if there are any."""
-    layers = find_layers(model)
-    first = layers[0]
-    heads, neurons = first.heads.num_heads, first.neurons.num_neurons
-    if 0 in (heads, neurons) or any((_.heads.num_heads, _.neurons.num_neurons) != (heads, neurons) for _ in layers):
-        return None
     config = copy.deepcopy(model.config)
-    changes = {name: neurons for name in _NEURON_FIELDS if hasattr(config, name)}
-    query_heads = heads * first.heads.queries_per_head
+    first = find_layers(model)[0]  # if any sizes will do, then those of the first layer
+    changes = {name: first.neurons.num_neurons for name in _NEURON_FIELDS if hasattr(config, name)}
+    query_heads = first.heads.num_heads * first.heads.queries_per_head
     if query_heads != config.num_attention_heads:
         changes |= {"num_attention_heads": query_heads, "head_dim": first.heads.head_size}
         if hasattr(config, "num_key_value_heads"):
-            changes["num_key_value_heads"] = heads
+            changes["num_key_value_heads"] = first.heads.num_heads
     for name, value in changes.items():
         setattr(config, name, value)
     try:  # by way of what will be read from config.json
         rebuilt = _unpruned(stock, type(config).from_dict(config.to_dict()))
     except CONFIG_ERRORS:
         return None  # such as heads that do not divide the hidden size
-    same = _sizes(rebuilt) == _sizes(model) and _attentions(rebuilt) == _attentions(model)
-    return changes if same else None
-
-
-def _attentions(model: PreTrainedModel) -> list[tuple[type, dict[str, int]]]:
-    modules = [layer.heads.module for layer in find_layers(model)]
-    return [(type(m), {name: n for name, n in vars(m).items() if type(n) is int}) for m in modules]
+    return None if _resized(model, rebuilt) else changes
 
 
 def _auto_classes(config: Any) -> Iterator[tuple[str, str]]:
@@ -183,7 +175,7 @@ def _differences(unpruned: PreTrainedModel, known: dict[str, Any], record: Any) 
         yield "format", f"{FORMAT}, which this version of contraprune reads", found
         return
     for unit in ("heads", "neurons"):  # these name the modules that are changed, so nothing but the known will do
-        if record.get(unit) != known[unit]:
+        if json.dumps(record.get(unit), sort_keys=True) != json.dumps(known[unit], sort_keys=True):
             yield unit, f"the matrices of {type(unpruned).__name__}", record.get(unit)
     layers, names = record.get("layers"), list(known["layers"])
     if not isinstance(layers, dict) or sorted(layers) != sorted(names):

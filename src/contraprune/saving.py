@@ -99,7 +99,7 @@ def load_pretrained(model_class: Any, model: str, **options: Any) -> PreTrainedM
         model: a local directory or a hub name.
 
     Raises:
-        UserError: nothing is there, a file is damaged, or weights of the model are missing from it.
+        UserError: nothing is there, a file is damaged, or weights of the model are missing or of another shape.
     """
     loaded, missing = _from_pretrained(model_class, model, **options)
     if missing:
@@ -129,12 +129,19 @@ def _from_pretrained(model_class: Any, model: str, **options: Any) -> tuple[PreT
     transformers.logging.set_verbosity_error()  # its report of missing keys is replaced by our errors
     try:
         loaded, report = model_class.from_pretrained(
-            model, output_loading_info=True, dtype=torch.float32, trust_remote_code=False, **options
+            model,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are looked at below
+            dtype=torch.float32,
+            trust_remote_code=False,
+            **options,
         )
     except (OSError, SafetensorError, *CONFIG_ERRORS) as error:
         raise UserError(_no_model(model, error)) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise UserError(f"{model}: {name}: expected the shape {[*expected]} of config.json, found {[*found]}")
     if record is not None:
         declare_record(loaded, stock, record)
     return loaded, sorted(report["missing_keys"])

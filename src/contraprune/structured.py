@@ -87,7 +87,7 @@ def prune_units(
 ) -> dict[str, Any]:
     """Runs one structured pruning job to its end; the content of ``results.json``."""
     snapshots = len(structured.fractions()) - 1
-    prepared = prepare(job, run, contrast, start_from=pruning.start_from, snapshots=snapshots)
+    prepared = prepare(job, run, pruning, contrast, snapshots=snapshots)
     model = prepared.model
     before, weights_before = parameter_counts(model)["all"], _encoder_weights(model)
     stages = StageRunner(prepared, structured)
@@ -231,7 +231,9 @@ class StageRunner:
             return
         old = self.prepared.reader
         old.remove()
+        trainable = self.prepared.model.get_input_embeddings().weight.requires_grad
         model = load_pretrained(self.job.task.auto_class, str(path)).to(self.job.arguments.device)
+        model.get_input_embeddings().requires_grad_(trainable)
         self.prepared.model = model
         self.prepared.reader = Reader(model, pooling=old.pooling, use_pooler=old.use_pooler)
 

@@ -23,7 +23,7 @@ SALIENCY_BATCH = 8
 def prune_weights(job: Job, run: PruneRunConfig, pruning: PruningConfig, contrast: ContrastConfig) -> dict[str, Any]:
     """Runs one unstructured pruning job to its end; the content of ``results.json``."""
     snapshots = math.ceil(job.arguments.num_train_epochs) - 1
-    prepared = prepare(job, run, contrast, start_from=pruning.start_from, snapshots=snapshots)
+    prepared = prepare(job, run, pruning, contrast, snapshots=snapshots)
     model = prepared.model
     before = parameter_counts(model)["all"]
     criterion_class = CRITERIA[pruning.method]

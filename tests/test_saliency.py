@@ -1,0 +1,68 @@
+"""Fisher saliency against a loop over examples."""
+
+import datasets
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from transformers import AutoTokenizer, BertForSequenceClassification, DataCollatorWithPadding
+
+from contraprune.masking import mask_linears
+from contraprune.saliency import fisher_saliency
+from contraprune.structure import find_layers
+
+TEXTS = ["a good film", "the soup was not bad at all", "no", "dull dull dull and long"]
+
+
+@pytest.fixture
+def subject(tiny):
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "teacher")
+    rows = dict(tokenizer(TEXTS)) | {"labels": [0] * 4, "idx": list(range(4))}
+    rows["length"] = [len(ids) for ids in rows["input_ids"]]
+    model = BertForSequenceClassification.from_pretrained(tiny / "teacher").train()
+    linears = mask_linears(
+        {name: m for layer in find_layers(model) for name, m in layer.linears.items()}, learn_scores=True
+    )
+    return model, linears, tokenizer, datasets.Dataset.from_dict(rows)
+
+
+def rate(model, linears, tokenizer, dataset, **settings):
+    defaults = {"examples": 4, "batch_size": 1, "temperature": 2.0, "seed": 5}
+    return fisher_saliency(
+        model,
+        linears,
+        dataset,
+        collator=DataCollatorWithPadding(tokenizer),
+        accelerator=Accelerator(cpu=True),
+        progress=False,
+        **(defaults | settings),
+    )
+
+
+def test_it_is_the_squared_weight_times_the_summed_squared_gradient(subject):
+    model, linears, tokenizer, _ = subject
+    found = rate(*subject)
+    assert model.training
+    model.eval()
+    generator = torch.Generator().manual_seed(5)
+    order = torch.randperm(4, generator=generator).tolist()
+    squares = {name: torch.zeros_like(linear.weight) for name, linear in linears.items()}
+    for index in order:
+        logits = model(**tokenizer(TEXTS[index], return_tensors="pt")).logits / 2.0
+        label = int(torch.rand(1, 1, generator=generator) > logits.softmax(-1)[0, 0])
+        for name, linear in linears.items():
+            loss = F.cross_entropy(logits, torch.tensor([label]))
+            (gradient,) = torch.autograd.grad(loss, linear.weight, retain_graph=True)
+            squares[name] += gradient**2
+    for name, linear in linears.items():
+        torch.testing.assert_close(found[name], linear.weight.detach() ** 2 * squares[name], rtol=1e-4, atol=1e-12)
+
+
+def test_it_is_seeded_and_leaves_no_gradients(subject):
+    model = subject[0]
+    state = torch.get_rng_state()
+    first, again, other = (rate(*subject, examples=2, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    assert all(parameter.grad is None for parameter in model.parameters())
