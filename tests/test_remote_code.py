@@ -21,9 +21,10 @@ from transformers import (
 )
 
 from contraprune.errors import UserError
+from contraprune.modeling_contraprune import resize
 from contraprune.remote_code import declare_shapes
 from contraprune.saving import load, load_for_finetuning, load_pretrained, load_tokenizer, save_model
-from contraprune.shrinking import apply_shapes, shapes, shrink
+from contraprune.shrinking import shapes, shrink
 from contraprune.structure import find_layers
 from test_shrinking import random_masks
 from tiny_models import FAMILIES, Family, batch
@@ -109,7 +110,7 @@ def test_loads_exactly_what_was_saved(family: Family, tmp_path: Path) -> None:
     assert type(loaded).__name__ == type(built(family)).__name__ == config["architectures"][0]
     assert str(loaded) == str(model) == text
     by_the_table = built(family)
-    apply_shapes(by_the_table, record)
+    resize(by_the_table, record)
     assert integers(loaded) == integers(by_the_table)
     saved = set(model.state_dict())
     assert saved == set(by_the_table.state_dict())

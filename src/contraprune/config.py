@@ -181,7 +181,7 @@ class ContrastConfig:
         "Sources to contrast with, joined by commas (PrC, SnC, FiC), or none.",
     )
     unsupervised_weight: float = setting(0.1, "Weight of each source's unsupervised term (same example).")
-    supervised_weight: float = setting(0.1, "Weight of each source's supervised term (same label).")
+    supervised_weight: float = setting(0.005, "Weight of each source's supervised term (same label).")
     temperature: float = setting(0.1, "Temperature of the contrastive losses.")
     normalization: Literal["supcon", "released"] = setting(
         "supcon",
@@ -189,7 +189,7 @@ class ContrastConfig:
     )
     extra_examples: int = setting(4096, "Bank rows of other examples that each batch is contrasted with, per source.")
     pooling: Literal["cls", "mean"] = setting(
-        "cls", "Sentence representation: pooler output or first token (cls), or the mean over tokens."
+        "mean", "Sentence representation: the mean over tokens, or the pooler output or first token (cls)."
     )
     bank_dtype: Literal["float16", "float32"] = setting("float16", "Number format of the representation banks.")
     bank_memory_gb: float = setting(4.0, "Banks beyond this many gigabytes in all stay on disk (memory-mapped).")
@@ -296,6 +296,7 @@ class FinetuneArguments(TrainingArguments):
 class PruneArguments(FinetuneArguments):
     """:class:`FinetuneArguments` with defaults for pruning."""
 
+    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of the weights."})
     num_train_epochs: float | None = field(
         default=None, metadata={"help": "Training epochs; with --method taylor, of each stage. Default: 8, or 1."}
     )

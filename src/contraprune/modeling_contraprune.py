@@ -48,7 +48,7 @@ def resize(model: Any, record: Mapping[str, Any]) -> None:
                 setattr(layer.get_submodule(module), attribute, sizes[unit] * share)
         if "kept_heads" in sizes:
             attention = layer.get_submodule(record["heads"]["module"])
-            attention.__class__ = _WITH_KEPT_HEADS[type(attention)]
+            attention.__class__ = WITH_KEPT_HEADS[type(attention)]
             attention.kept_heads = sizes["kept_heads"]
 
 
@@ -90,7 +90,7 @@ class T5AttentionWithKeptHeads(T5Attention):
         return output, position_bias, weights
 
 
-_WITH_KEPT_HEADS: dict[Any, Any] = {
+WITH_KEPT_HEADS: dict[Any, Any] = {
     MPNetSelfAttention: MPNetAttentionWithKeptHeads,
     T5Attention: T5AttentionWithKeptHeads,
 }

@@ -12,7 +12,7 @@ from contraprune.bank import Bank
 from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig
 from contraprune.encoding import Reader
 from contraprune.errors import UserError
-from contraprune.evaluation import label_order
+from contraprune.evaluation import Evaluation, label_order
 from contraprune.jobs import Job
 from contraprune.saving import load_for_finetuning, load_pretrained, load_tokenizer
 from contraprune.sources import SourceBuilder, cache_directory
@@ -36,6 +36,30 @@ class Prepared:
         """Keyword arguments of a ``ContrastTrainer`` of the model as it is now."""
         options = self.job.trainer_options(self.model, self.tokenizer, stage=stage)
         return options | {"contrast": self.contrast, "knowledge": self.knowledge, "reader": self.reader}
+
+    def finish(
+        self,
+        method: str,
+        evaluation: Evaluation,
+        *,
+        density: dict[str, float],
+        parameters: dict[str, int],
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Writes ``results.json`` of a pruning run and returns its content."""
+        metrics = evaluation.metrics
+        main = next(iter(metrics))
+        teacher = self.teacher_metrics[main]
+        results = {
+            "method": method,
+            "contrast": list(self.contrast.sources),
+            "metrics": metrics,
+            "teacher_metrics": self.teacher_metrics,
+            "retained": metrics[main] / teacher if teacher else None,
+            "density": {**density, "total": parameters["after"] / parameters["before"]},
+            "parameters": parameters,
+        }
+        return self.job.finish(results | more)
 
 
 def prepare(
@@ -130,12 +154,6 @@ class Sources:
         path = self.directory.banks / f"snapshot-{number:03d}"
         rows, _ = self.builder.encode(model, reader, path, {"snapshot": number}, f"snapshot {number}")
         self.snapshots.files.append(rows)
-
-
-def retained(metrics: dict[str, float], teacher_metrics: dict[str, float]) -> float | None:
-    """The main metric as a fraction of the teacher's; None where the teacher's is zero."""
-    main = next(iter(metrics))
-    return metrics[main] / teacher_metrics[main] if teacher_metrics[main] else None
 
 
 def _has_trained_pooler(new_weights: list[str]) -> bool:

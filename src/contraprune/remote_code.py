@@ -19,7 +19,8 @@ from transformers.models.auto import modeling_auto
 
 from contraprune import modeling_contraprune
 from contraprune.errors import UserError
-from contraprune.shrinking import apply_shapes, shapes
+from contraprune.modeling_contraprune import resize
+from contraprune.shrinking import shapes
 from contraprune.structure import HeadGroup, NeuronGroup, find_layers
 
 KEY = "contraprune"  # of config.json; the modelling file reads it too
@@ -63,7 +64,7 @@ def declare_shapes(model: PreTrainedModel) -> None:
         return
     record = shapes(model)
     rebuilt = _unpruned(stock, model.config)
-    apply_shapes(rebuilt, record)
+    resize(rebuilt, record)
     for name, (found, expected) in _resized(model, rebuilt).items():
         raise UserError(f"{name}: expected the shape {expected} of config and pruned heads and neurons, found {found}")
     declare_record(model, stock, {"format": FORMAT, **record})

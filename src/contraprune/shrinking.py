@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
-from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.pytorch_utils import Conv1D
 
 from contraprune.errors import UserError
+from contraprune.modeling_contraprune import WITH_KEPT_HEADS
 from contraprune.structure import (
     HeadGroup,
     Layer,
@@ -28,44 +27,6 @@ from contraprune.structure import (
 
 #: Parameter name -> dimension -> indices that were kept along it, ascending.
 Kept = dict[str, dict[int, Int[Tensor, " _features"]]]
-
-
-class MPNetAttentionWithKeptHeads(MPNetSelfAttention):
-    """MPNet's attention after heads were removed: picks its heads out of the position bias of all layers.
-
-    Made from an existing module by swapping its class; ``kept_heads`` lists indices into the unpruned model's
-    heads. It is no buffer: ``from_pretrained`` would leave it uninitialised.
-    """
-
-    kept_heads: list[int]
-
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor, position_bias: Tensor, **options: Any
-    ) -> tuple[Tensor, ...]:
-        own_bias = position_bias[:, self.kept_heads]
-        return super().forward(hidden_states, attention_mask, own_bias, **options)
-
-
-class T5AttentionWithKeptHeads(T5Attention):
-    """As ``MPNetAttentionWithKeptHeads``; but in T5 the first layer makes the bias and each hands it on."""
-
-    kept_heads: list[int]
-
-    def forward(
-        self, hidden_states: Tensor, mask: Tensor, position_bias: Tensor | None, **options: Any
-    ) -> tuple[Tensor, ...]:
-        if position_bias is None:
-            length = hidden_states.shape[1]
-            position_bias = self.compute_bias(length, length, device=hidden_states.device)
-        own_bias = position_bias[:, self.kept_heads]
-        output, _, weights = super().forward(hidden_states, mask, position_bias=own_bias, **options)
-        return output, position_bias, weights
-
-
-_WITH_KEPT_HEADS: dict[type[nn.Module], type[nn.Module]] = {
-    MPNetSelfAttention: MPNetAttentionWithKeptHeads,
-    T5Attention: T5AttentionWithKeptHeads,
-}
 
 
 @torch.no_grad()
@@ -112,10 +73,10 @@ def take(tensor: Tensor, kept: Mapping[int, Int[Tensor, " _features"]]) -> Tenso
 
 
 def shapes(model: PreTrainedModel) -> dict[str, Any]:
-    """The sizes of a model's layers, as JSON: what ``apply_shapes`` needs, and free of this package's tables.
+    """The sizes of a model's layers, as JSON that needs none of this package's tables to be applied.
 
-    ``layers`` maps the path of each layer, from the base model, to its ``heads`` and ``neurons``, and where
-    layers share one position bias to ``kept_heads``, indices into the heads of the unpruned model. ``heads``
+    ``modeling_contraprune.resize`` applies it. ``layers`` maps the path of each layer, from the base model, to
+    its ``heads`` and ``neurons``, and where layers share one position bias to ``kept_heads``, indices into the heads of the unpruned model. ``heads``
     and ``neurons`` say what one of them owns in any layer: output features of the matrices in
     ``produced_by``, input features of those in ``consumed_by``, its share of numeric ``attributes``;
     ``module`` is where it lives.
@@ -137,30 +98,6 @@ def shapes(model: PreTrainedModel) -> dict[str, Any]:
         "heads": _shares(first.name, first.heads),
         "neurons": _shares(first.name, first.neurons),
     }
-
-
-@torch.no_grad()
-def apply_shapes(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
-    """Gives a freshly built, unpruned model the sizes in ``record``, for a strict load of its weights.
-
-    Works on the meta device too. The values left in the model are those of its first heads and neurons.
-
-    Raises:
-        UserError: the record is incomplete, of another architecture, or of a larger model.
-    """
-    base = model.base_model
-    try:
-        for name, sizes in record["layers"].items():
-            layer = base.get_submodule(name)
-            for unit in ("heads", "neurons"):
-                _resize_layer(layer, sizes[unit], record[unit])
-            if "kept_heads" in sizes:
-                _keep_position_bias(layer.get_submodule(record["heads"]["module"]), sizes["kept_heads"])
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"pruned sizes: expected a record made by shapes() of {type(model).__name__}, "
-            f"found {type(error).__name__} {error}"
-        ) from error
 
 
 def _check_not_empty(group: HeadGroup | NeuronGroup, left: int) -> None:
@@ -214,7 +151,7 @@ def _set_feature_count(linear: nn.Module, side: int, count: int) -> None:
 
 
 def _keep_position_bias(attention: nn.Module, kept_heads: list[int]) -> None:
-    attention.__class__ = _WITH_KEPT_HEADS.get(type(attention), type(attention))
+    attention.__class__ = WITH_KEPT_HEADS.get(type(attention), type(attention))
     setattr(attention, "kept_heads", kept_heads)  # noqa: B010  # mypy takes a module's attributes for modules
 
 
@@ -233,26 +170,3 @@ def _shares(layer_name: str, group: HeadGroup | NeuronGroup) -> dict[str, Any]:
         "consumed_by": {local(group.consumer.name): group.consumer.size},
         "attributes": {local(f"{group.name}.{name}"): share for name, share in group.attributes.items()},
     }
-
-
-def _resize_layer(layer: nn.Module, units: int, shares: Mapping[str, Any]) -> None:
-    for side, role in enumerate(("produced_by", "consumed_by")):
-        for path, share in shares[role].items():
-            _resize(layer.get_submodule(path), side, units * share, path)
-    for path, share in shares["attributes"].items():
-        module, _, name = path.rpartition(".")
-        setattr(layer.get_submodule(module), name, units * share)
-
-
-def _resize(linear: nn.Module, side: int, count: int, path: str) -> None:
-    weight, dim = linear.get_parameter("weight"), feature_dims(linear)[side]
-    if not 0 <= count <= weight.shape[dim]:
-        raise UserError(
-            f"pruned sizes: expected at most {weight.shape[dim]} features in {path}, as config.json has it, "
-            f"found {count}"
-        )
-    _set_data(weight, weight.narrow(dim, 0, count).clone())
-    if side == 0 and getattr(linear, "bias", None) is not None:
-        bias = linear.get_parameter("bias")
-        _set_data(bias, bias[:count].clone())
-    _set_feature_count(linear, side, count)

@@ -20,7 +20,7 @@ from contraprune.criteria.taylor import UnitImportance, keep_after_removal, tayl
 from contraprune.encoding import Reader
 from contraprune.errors import UserError
 from contraprune.jobs import Job
-from contraprune.preparation import Prepared, prepare, retained
+from contraprune.preparation import Prepared, prepare
 from contraprune.saving import load_pretrained, parameter_counts, save_model, write_json
 from contraprune.schedules import units_per_stage
 from contraprune.shrinking import shrink
@@ -96,22 +96,12 @@ def prune_units(
     model = prepared.model
     prepared.reader.remove()
     evaluation = job.save(model, prepared.tokenizer)
-    after = parameter_counts(model)["all"]
-    return job.finish(
-        {
-            "method": pruning.method,
-            "contrast": list(contrast.sources),
-            "metrics": evaluation.metrics,
-            "teacher_metrics": prepared.teacher_metrics,
-            "retained": retained(evaluation.metrics, prepared.teacher_metrics),
-            "density": {
-                "target": pruning.density,
-                "encoder": _encoder_weights(model) / weights_before,
-                "total": after / before,
-            },
-            "parameters": {"before": before, "after": after},
-            "stages": stages.records,
-        }
+    return prepared.finish(
+        pruning.method,
+        evaluation,
+        density={"target": pruning.density, "encoder": _encoder_weights(model) / weights_before},
+        parameters={"before": before, "after": parameter_counts(model)["all"]},
+        stages=stages.records,
     )
 
 

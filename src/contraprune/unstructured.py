@@ -10,7 +10,7 @@ from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig
 from contraprune.criteria import CRITERIA, Criterion, Movement
 from contraprune.jobs import Job
 from contraprune.masking import MaskedLinear, mask_linears
-from contraprune.preparation import Prepared, prepare, retained
+from contraprune.preparation import Prepared, prepare
 from contraprune.saliency import fisher_saliency
 from contraprune.saving import parameter_counts
 from contraprune.structure import find_layers
@@ -50,17 +50,11 @@ def prune_weights(job: Job, run: PruneRunConfig, pruning: PruningConfig, contras
     prepared.reader.remove()
     density = encoder_density(linears)
     evaluation = job.save(model, prepared.tokenizer)
-    after = parameter_counts(model)["nonzero"]
-    return job.finish(
-        {
-            "method": pruning.method,
-            "contrast": list(contrast.sources),
-            "metrics": evaluation.metrics,
-            "teacher_metrics": prepared.teacher_metrics,
-            "retained": retained(evaluation.metrics, prepared.teacher_metrics),
-            "density": {"target": pruning.density, "encoder": density, "total": after / before},
-            "parameters": {"before": before, "after": after},
-        }
+    return prepared.finish(
+        pruning.method,
+        evaluation,
+        density={"target": pruning.density, "encoder": density},
+        parameters={"before": before, "after": parameter_counts(model)["nonzero"]},
     )
 
 
