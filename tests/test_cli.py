@@ -140,6 +140,15 @@ def test_yaml_lists_become_flags_of_several_values(tiny, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["metrics"]["accuracy"] >= 0
 
 
+@pytest.mark.parametrize("labels", [["positive", "positive"], [1, 1], ["Negative", "positive"]])
+def test_a_file_to_evaluate_on_may_lack_classes_and_spell_them_otherwise(tiny, tmp_path, capsys, labels):
+    rows = [{"text": "the film was good", "label": label} for label in labels]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["evaluate", str(tiny / "teacher"), "--validation_file", str(tmp_path / "rows.jsonl"), "--json"]) == 0
+    accuracy = json.loads(capsys.readouterr().out)["metrics"]["accuracy"]
+    assert accuracy in ((0.0, 1.0) if len(set(labels)) == 1 else (0.5,))
+
+
 def test_unknown_command(capsys):
     assert "prun: no such command (did you mean prune?)" in error_of(["prun"], capsys)
 

@@ -13,7 +13,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from contraprune.config import DataConfig, EvaluationConfig
 from contraprune.encoding import readable
-from contraprune.saving import load_pretrained, load_tokenizer
+from contraprune.saving import load_config, load_pretrained, load_tokenizer
 from contraprune.tasks import Task, load_task
 from contraprune.tasks.classification import match_labels
 
@@ -68,7 +68,8 @@ def evaluate_path(path: str, data: DataConfig, config: EvaluationConfig) -> Eval
     Raises:
         UserError: the model or the data cannot be used, or their labels differ.
     """
-    task = load_task(**data.source(), seed=config.seed, need_train=False)
+    names = [label for _, label in sorted(load_config(path).id2label.items())]
+    task = load_task(**data.source(), seed=config.seed, need_train=False, known_labels=names)
     model = load_pretrained(task.auto_class, path).to("cuda" if torch.cuda.is_available() else "cpu")
     return evaluate(
         model,

@@ -76,10 +76,10 @@ def shapes(model: PreTrainedModel) -> dict[str, Any]:
     """The sizes of a model's layers, as JSON that needs none of this package's tables to be applied.
 
     ``modeling_contraprune.resize`` applies it. ``layers`` maps the path of each layer, from the base model, to
-    its ``heads`` and ``neurons``, and where layers share one position bias to ``kept_heads``, indices into the heads of the unpruned model. ``heads``
-    and ``neurons`` say what one of them owns in any layer: output features of the matrices in
-    ``produced_by``, input features of those in ``consumed_by``, its share of numeric ``attributes``;
-    ``module`` is where it lives.
+    its ``heads`` and ``neurons``, and where layers share one position bias to ``kept_heads``, indices into the
+    heads of the unpruned model. ``heads`` and ``neurons`` say what one of them owns in any layer: output
+    features of the matrices in ``produced_by``, input features of those in ``consumed_by``, its share of numeric
+    ``attributes``; ``module`` is where it lives.
     """
     layers = find_layers(model)
     prefix = _base_prefix(model)

@@ -36,12 +36,14 @@ def load_task(
     seed: int,
     need_train: bool = True,
     need_evaluation: bool = True,
+    known_labels: Sequence[str] = (),
 ) -> Task:
     """Load a named task (from ``data_dir``, else from the hub; "toy" is generated) or the user's own files.
 
     Only what is needed is loaded, except that ``train_file`` is always read where given, because the labels
     are defined by it. ``max_train_samples`` and ``max_eval_samples`` keep the first rows of each split.
-    ``seed`` draws the training rows of "toy" and nothing else.
+    ``seed`` draws the training rows of "toy" and nothing else. ``known_labels`` are a model's labels, which the
+    user's own files may have fewer of.
 
     Raises:
         UserError: flags contradict each other or are missing, or the data cannot be used.
@@ -56,6 +58,7 @@ def load_task(
         validation_file=validation_file,
         text_columns=text_columns,
         label_column=label_column,
+        known_labels=known_labels,
     )
     _check(source)
     if task is None:
@@ -68,7 +71,7 @@ def load_task(
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """The flags that say where the data are, under their own names."""
+    """The flags that say where the data are, under their own names, and the labels they are read for."""
 
     task: str | None
     data_dir: str | None
@@ -76,6 +79,7 @@ class _Source:
     validation_file: str | None
     text_columns: Sequence[str] | None
     label_column: str | None
+    known_labels: Sequence[str]
 
     def given(self, *flags: str) -> list[str]:
         return [f"--{flag}" for flag in flags if getattr(self, flag) is not None]
@@ -115,7 +119,12 @@ def _own_files(source: _Source, *, train: bool, evaluation: bool) -> tuple[str, 
     if source.validation_file is not None and (evaluation or not splits):
         splits["validation"] = read(Path(source.validation_file))
     first = next(iter(splits.values()))
-    layout = inferred_layout(first, text_columns=source.text_columns, label_column=source.label_column)
+    layout = inferred_layout(
+        first,
+        text_columns=source.text_columns,
+        label_column=source.label_column,
+        known_labels=source.known_labels,
+    )
     if not train:
         splits.pop("train", None)
     if not evaluation:

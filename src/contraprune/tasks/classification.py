@@ -116,8 +116,17 @@ def named_layout(
     )
 
 
-def inferred_layout(rows: Rows, *, text_columns: Sequence[str] | None, label_column: str | None) -> Layout:
+def inferred_layout(
+    rows: Rows,
+    *,
+    text_columns: Sequence[str] | None,
+    label_column: str | None,
+    known_labels: Sequence[str] = (),
+) -> Layout:
     """The layout of the user's own file. Names in the label column are sorted, whole numbers too.
+
+    Where all labels of the file are among ``known_labels`` (or are positions in them), those are the labels: a
+    file to evaluate on need not have every class.
 
     Raises:
         UserError: columns are missing or ambiguous, or the labels are not names or whole numbers.
@@ -131,6 +140,14 @@ def inferred_layout(rows: Rows, *, text_columns: Sequence[str] | None, label_col
         raise UserError(f"--text_columns: expected names other than {shown(_TAKEN)}, found {shown(taken)}")
     values = _label_values(rows, label)
     distinct: list[Any] = sorted(set(values))
+    if known := _positions(distinct, known_labels):
+        return Layout(
+            text_columns=texts,
+            label_column=label,
+            label_names=tuple(known_labels),
+            label_ids=known,
+            labels_of=rows.source,
+        )
     if len(distinct) < 2:
         expected = f"expected at least two different labels in column '{label}'"
         raise UserError(f"{rows.source}: {expected}, found only {shown(distinct)}")
@@ -192,6 +209,16 @@ def match_labels(task_names: Sequence[str], model_names: Sequence[str], *, model
         f"{model}: expected a model with the {len(task_names)} labels {shown(task_names)}, "
         f"found {len(model_names)}: {shown(model_names)}"
     )
+
+
+def _positions(values: Sequence[int | str], names: Sequence[str]) -> dict[int | str, int] | None:
+    """The position among ``names`` of each value, if all are names or all are positions."""
+    if all(isinstance(value, int) and 0 <= value < len(names) for value in values):
+        return {value: int(value) for value in values}
+    spellings = [_loose(name) for name in names]
+    if all(isinstance(value, str) and _loose(value) in spellings for value in values):
+        return {value: spellings.index(_loose(str(value))) for value in values}
+    return None
 
 
 def _loose(name: str) -> str:
