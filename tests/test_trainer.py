@@ -42,7 +42,14 @@ def options(tiny, data, tmp_path, **arguments):
     model = BertForSequenceClassification.from_pretrained(
         tiny / "teacher", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
-    defaults = {"use_cpu": True, "disable_tqdm": True, "eval_strategy": "no", "save_strategy": "no", "seed": 3}
+    defaults = {
+        "num_train_epochs": 1.0,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "seed": 3,
+    }
     return {
         "model": model,
         "args": PruneArguments(output_dir=str(tmp_path / "out"), **(defaults | arguments)),
