@@ -75,6 +75,16 @@ def test_prune_evaluate_and_inspect_agree(tiny_options, capsys):
     assert f"{results['parameters']['after']:,}" in shown
 
 
+def test_the_stages_of_a_structured_run_are_shown(tiny_options, capsys):
+    assert main(command("prune", tiny_options, "--method", "taylor", "--density", "0.5", "--num_stages", "2")) == 0
+    shown = capsys.readouterr().out
+    stages = json.loads((Path(tiny_options["output_dir"]) / "results.json").read_text())["stages"]
+    for stage in stages:
+        assert f"{stage['parameters']:,}" in shown
+    assert "25 %" in shown
+    assert "50 %" in shown
+
+
 def test_config_yaml_repeats_a_run_and_flags_override_it(tiny_options, tmp_path, capsys):
     assert main(command("prune", tiny_options, "--method", "magnitude")) == 0
     config = Path(tiny_options["output_dir"]) / "config.yaml"

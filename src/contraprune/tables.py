@@ -22,11 +22,28 @@ def show_results(results: Mapping[str, Any], output_dir: str) -> None:
         table.add_row("encoder density", "1", f"{results['density']['encoder']:.4f}")
         table.add_row("non-zero parameters", f"{parameters['before']:,}", f"{parameters['after']:,}")
     console.print(table)
+    if "stages" in results:
+        console.print(_stages(results["stages"]))
     if results.get("retained") is not None:
         console.print(f"keeps {results['retained']:.1%} of the teacher's {next(iter(results['metrics']))}")
     console.print(
         f"{results['seconds']['total']:.0f} s; model in {output_dir}/model, numbers in results.json", soft_wrap=True
     )
+
+
+def _stages(stages: list[Mapping[str, Any]]) -> Table:
+    main = next(iter(stages[0]["metrics"]))
+    table = Table("removed", "heads", "neurons", "parameters", main, "seconds", title="stages")
+    for stage in stages:
+        table.add_row(
+            f"{stage['removed_percent']:g} %",
+            f"{sum(stage['heads']):,}",
+            f"{sum(stage['neurons']):,}",
+            f"{stage['parameters']:,}",
+            f"{stage['metrics'][main]:.4f}",
+            f"{sum(stage['seconds'].values()):.0f}",
+        )
+    return table
 
 
 def show_summary(summary: Summary, name: str) -> None:
