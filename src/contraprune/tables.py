@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +32,17 @@ def show_results(results: Mapping[str, Any], output_dir: str) -> None:
     )
 
 
+def show_metrics(metrics: Mapping[str, float], seconds: float, name: str) -> None:
+    """What ``contraprune evaluate`` found."""
+    console = Console()
+    console.print(name, highlight=False, soft_wrap=True)
+    table = Table("metric", "value")
+    for metric, value in metrics.items():
+        table.add_row(metric, f"{value:.4f}")
+    table.add_row("seconds", f"{seconds:.1f}")
+    console.print(table)
+
+
 def _stages(stages: list[Mapping[str, Any]]) -> Table:
     main = next(iter(stages[0]["metrics"]))
     table = Table("removed", "heads", "neurons", "parameters", main, "seconds", title="stages")
@@ -49,10 +61,14 @@ def _stages(stages: list[Mapping[str, Any]]) -> Table:
 def show_summary(summary: Summary, name: str) -> None:
     """A model's layers with the density of each matrix, then its totals."""
     console = Console()
+    console.print(f"{name} ({summary.model_class})", highlight=False, soft_wrap=True)
     columns = _short_names([matrix for layer in summary.layers for matrix in layer.matrices])
-    table = Table("layer", "heads", "neurons", *columns.values(), "density", title=f"{name} ({summary.model_class})")
-    for layer in summary.layers:
-        table.add_row(*_row(layer, list(columns)))
+    headers = [column.replace(".", "\n") for column in columns.values()]  # fits 80 columns
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for header in ("layer", "heads", "neurons", *headers, "density"):
+        table.add_column(header, justify="right", overflow="fold")
+    for number, layer in enumerate(summary.layers):
+        table.add_row(str(number), *_row(layer, list(columns)))
     console.print(table)
     totals = Table("", "all", "non-zero", "density")
     totals.add_row(
@@ -83,4 +99,4 @@ def _short_names(matrices: list[Matrix]) -> dict[str, str]:
 def _row(layer: LayerSummary, columns: list[str]) -> list[str]:
     densities = {matrix.name: matrix.nonzero / max(1, matrix.numel) for matrix in layer.matrices}
     cells = [f"{densities[name]:.3f}" if name in densities else "" for name in columns]
-    return [layer.name, str(layer.heads), str(layer.neurons), *cells, f"{layer.density:.3f}"]
+    return [str(layer.heads), str(layer.neurons), *cells, f"{layer.density:.3f}"]
