@@ -1,5 +1,7 @@
 """The training loss against its parts computed one by one, and what the trainer adds to the stock one."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -209,6 +211,17 @@ def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
     assert order(7, 2) == first != order(7, 3)
     assert order(8, 2) != first
     assert sorted(first) == list(range(100))
+
+
+def test_batches_are_of_similar_length_and_in_random_order():
+    lengths = torch.randint(3, 60, (1003,), generator=torch.Generator().manual_seed(0)).tolist()
+    indices = list(EpochSampler(8, lengths, seed=1))
+    assert sorted(indices) == list(range(1003))
+    batches = [[lengths[index] for index in indices[start : start + 8]] for start in range(0, 1003, 8)]
+    assert np.mean([max(batch) - min(batch) for batch in batches[:-1]]) < 3
+    longest = [max(batch) for batch in batches[:-1]]
+    rising = np.mean([late > early for early, late in itertools.pairwise(longest)])
+    assert 0.3 < rising < 0.7  # the stock order falls from start to end of each group of batches
 
 
 def test_evaluation_reports_the_plain_cross_entropy(trainer, data):

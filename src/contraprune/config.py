@@ -264,7 +264,7 @@ class FinetuneArguments(TrainingArguments):
     )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Batch size per device for training."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size per device for evaluation."})
-    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of the weights."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the weights."})
     warmup_steps: float = field(
         default=0.1, metadata={"help": "Steps of linear warm-up; below 1: the fraction of all steps."}
     )

@@ -25,7 +25,11 @@ PRUNING_STATE = "pruning.safetensors"
 
 
 class EpochSampler(LengthGroupedSampler):
-    """Length-grouped order drawn from (seed, epoch) alone, so that a resumed epoch sees the batches it would have."""
+    """Batches of similar length in random order, drawn from (seed, epoch) alone: a resumed epoch sees the same.
+
+    The stock sampler goes from long to short again and again and so ends every epoch on its shortest texts; here
+    the batches are shuffled. A last, smaller batch stays last.
+    """
 
     def __init__(self, batch_size: int, lengths: list[int], *, seed: int) -> None:
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -38,7 +42,11 @@ class EpochSampler(LengthGroupedSampler):
 
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]))
-        return super().__iter__()
+        grouped = list(super().__iter__())
+        whole = len(grouped) // self.batch_size
+        order = torch.randperm(whole, generator=self.generator).tolist()
+        batches = [grouped[number * self.batch_size :][: self.batch_size] for number in [*order, whole]]
+        return iter([index for batch in batches for index in batch])
 
 
 class TaskTrainer(Trainer):
@@ -90,7 +98,7 @@ class TaskTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochSampler(batch_size, list(self.train_dataset["length"]), seed=seed)
 
