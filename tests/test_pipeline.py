@@ -56,7 +56,7 @@ def test_global_scope_keeps_the_density_over_all_matrices_but_not_of_each(tiny_o
 
 
 def test_result_files_say_what_happened(tiny_options):
-    results = contraprune.prune(**tiny_options)
+    results = contraprune.prune(**tiny_options, unsupervised_weight=0.3, supervised_weight=0.02)
     run = Path(tiny_options["output_dir"])
     assert json.loads((run / "results.json").read_text()) == results
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "log.jsonl", "model", "results.json"]
@@ -66,7 +66,8 @@ def test_result_files_say_what_happened(tiny_options):
     losses = [entry for entry in log if "loss" in entry]
     assert [entry["step"] for entry in losses] == list(range(1, 13))
     sources = ("pretrained", "snapshots", "finetuned")
-    weight = {"ce": 0.1, "kd": 0.9} | {f"{s}_{kind}": 0.1 for s in sources for kind in ("unsupervised", "supervised")}
+    of_terms = {"unsupervised": 0.3, "supervised": 0.02}
+    weight = {"ce": 0.1, "kd": 0.9} | {f"{s}_{kind}": value for s in sources for kind, value in of_terms.items()}
     for entry in losses:
         parts = {name: entry[f"loss_{name}"] for name in weight if f"loss_{name}" in entry}
         with_snapshots = entry["step"] > 4
