@@ -219,6 +219,20 @@ def test_a_finished_run_is_not_repeated_and_a_different_one_is_refused(tiny_opti
     assert changed["density"]["target"] == 0.2
 
 
+def test_frozen_embeddings_stay_the_teachers(tiny_options):
+    name = "bert.embeddings.word_embeddings.weight"
+    teacher = load_file(Path(tiny_options["teacher"]) / "model.safetensors")[name]
+    contraprune.prune(**tiny_options, freeze_embeddings=True)
+    assert torch.equal(weights(tiny_options["output_dir"])[name], teacher)
+    contraprune.prune(**tiny_options, overwrite=True)
+    assert not torch.equal(weights(tiny_options["output_dir"])[name], teacher)
+
+
+def test_settings_of_learned_scores_are_refused_without_them(tiny_options):
+    with pytest.raises(UserError, match="--score_init zero: only with learned scores"):
+        contraprune.prune(**tiny_options, method="magnitude", score_init="zero")
+
+
 def test_a_foreign_directory_is_left_alone(tiny_options, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("mine")

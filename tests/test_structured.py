@@ -59,6 +59,11 @@ def test_stages_must_rise(stages):
         StructuredConfig(stages=stages)
 
 
+def test_stages_and_their_number_exclude_each_other():
+    with pytest.raises(UserError, match="--num_stages 3: only without --stages"):
+        StructuredConfig(stages="10,50", num_stages=3)
+
+
 def test_stages_must_end_at_the_density():
     with pytest.raises(UserError, match=r"--stages 10,60: ends at 60 % removed, but --density 0.5 removes 50 %"):
         plan(stages="10,60")

@@ -133,6 +133,8 @@ class StructuredConfig:
         for flag in ("head_density", "neuron_density"):
             value = getattr(self, flag)
             _require(value is None or 0 < value <= 1, flag, "a fraction in (0, 1]", value)
+        if self.stages is not None:
+            refuse_unless_default(self, ("num_stages",), "only without --stages, which says how many there are")
         self.fractions()
 
     def fractions(self) -> list[float]:
@@ -244,7 +246,6 @@ class EvaluationConfig:
     _argument_group_name: ClassVar[str] = "evaluation"
 
     batch_size: int = setting(64, "Examples per forward pass.")
-    seed: int = setting(42, "Seed of the toy data.")
     json: bool = setting(False, "Print the metrics as one line of JSON.")
     quiet: bool = setting(False, "No progress bar.")
 

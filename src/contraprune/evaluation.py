@@ -69,7 +69,7 @@ def evaluate_path(path: str, data: DataConfig, config: EvaluationConfig) -> Eval
         UserError: the model or the data cannot be used, or their labels differ.
     """
     names = [label for _, label in sorted(load_config(path).id2label.items())]
-    task = load_task(**data.source(), seed=config.seed, need_train=False, known_labels=names)
+    task = load_task(**data.source(), seed=0, need_train=False, known_labels=names)
     model = load_pretrained(task.auto_class, path).to("cuda" if torch.cuda.is_available() else "cpu")
     return evaluate(
         model,

@@ -25,7 +25,8 @@ from contraprune.unstructured import prune_weights
 
 FINETUNE_SETTINGS = (RunConfig, DataConfig, FinetuneArguments)
 PRUNE_SETTINGS = (PruneRunConfig, DataConfig, PruningConfig, StructuredConfig, ContrastConfig, PruneArguments)
-_OF_WEIGHTS = ("scope", "score_init", "score_learning_rate", "prune_warmup", "prune_cooldown", "freeze_masks")
+_OF_SCORES = ("score_init", "score_learning_rate")
+_OF_WEIGHTS = ("scope", *_OF_SCORES, "prune_warmup", "prune_cooldown", "freeze_masks")
 
 
 def finetune(**options: Any) -> dict[str, Any]:
@@ -87,6 +88,8 @@ def run_prune(
         refuse_unless_default(pruning, _OF_WEIGHTS, "only for pruning single weights, not with --method taylor")
     else:
         names = [f.name for f in dataclasses.fields(structured)]
+        if pruning.method != "movement":
+            refuse_unless_default(pruning, _OF_SCORES, f"only with learned scores, not with --method {pruning.method}")
         refuse_unless_default(structured, names, f"only with --method taylor, not with {pruning.method}")
     if arguments.num_train_epochs is None:
         arguments.num_train_epochs = 1.0 if whole_units else 8.0
