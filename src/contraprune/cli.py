@@ -214,16 +214,23 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _inspect(arguments: list[str]) -> None:
+    from contraprune.config import InspectionConfig
     from contraprune.inspection import summarise
+    from contraprune.pictures import check_picture, draw_summary
     from contraprune.saving import load
     from contraprune.tables import show_summary
 
-    _, namespace = parse("inspect", (_Nothing,), arguments, positional="MODEL")
+    config, namespace = parse("inspect", (InspectionConfig,), arguments, positional="MODEL")
+    picture = None if config.picture is None else check_picture(config.picture)
     directory = Path(namespace.path)
     nested = directory / "model"
     if not (directory / "config.json").is_file() and (nested / "config.json").is_file():
         directory = nested
-    show_summary(summarise(load(directory), directory), str(directory))
+    summary = summarise(load(directory), directory)
+    show_summary(summary, str(directory))
+    if picture is not None:
+        draw_summary(summary, picture, str(directory))
+        print(f"drawn to {picture}")
 
 
 def _demo(arguments: list[str]) -> None:
@@ -231,11 +238,6 @@ def _demo(arguments: list[str]) -> None:
 
     (config, _) = parse("demo", (DemoConfig,), arguments)
     run_demo(config)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Nothing:
-    """No settings but the positional argument."""
 
 
 def _show_run(results: Mapping[str, Any], output_dir: str) -> None:
@@ -250,7 +252,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "finetune": (_finetune, "Fine-tune a pre-trained model on a task: makes the teacher that is pruned next."),
     "prune": (_prune, "Prune a fine-tuned model to a given density, holding it to its teacher and its past."),
     "evaluate": (_evaluate, "Metrics of a model on a task's validation data."),
-    "inspect": (_inspect, "Density of every layer and matrix of a model, its parameters and its size."),
+    "inspect": (_inspect, "Living heads and neurons of a model, density of its matrices, its parameters and its size."),
 }
 
 
@@ -260,7 +262,7 @@ _USAGE = {
     "finetune": f"--model M {_DATA_USAGE} --output_dir DIR [options]",
     "prune": f"--model M --teacher DIR {_DATA_USAGE} --density X --output_dir DIR [options]",
     "evaluate": f"MODEL {_DATA_USAGE} [options]",
-    "inspect": "MODEL",
+    "inspect": "MODEL [--picture FILE.png]",
 }
 
 

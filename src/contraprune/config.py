@@ -253,6 +253,17 @@ class EvaluationConfig:
         _require(self.batch_size >= 1, "batch_size", "a positive number", self.batch_size)
 
 
+@dataclass(frozen=True, kw_only=True)
+class InspectionConfig:
+    """What to show of a model."""
+
+    _argument_group_name: ClassVar[str] = "pictures"
+
+    picture: str | None = setting(
+        None, "Also draw a heat map of all heads and neurons to this file (.png or .svg; needs matplotlib)."
+    )
+
+
 @dataclass
 class FinetuneArguments(TrainingArguments):
     """``transformers.TrainingArguments`` with defaults for fine-tuning a classifier of BERT's kind."""

@@ -1,13 +1,15 @@
-"""What a model is made of: density of every matrix, parameters, size on disk."""
+"""What a model is made of: living heads and neurons, density of every matrix, parameters, size on disk."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from contraprune.remote_code import unpruned_layers
 from contraprune.saving import parameter_counts
-from contraprune.structure import find_layers
+from contraprune.structure import HeadGroup, NeuronGroup, Projection, feature_dims, find_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +26,27 @@ class Matrix:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Units:
+    """The heads or the neurons of one layer.
+
+    Attributes:
+        before: how many there were before any was removed, as far as the configuration tells.
+        densities: of each that is there, the non-zero fraction of its weights.
+        living: how many hand anything on: not all their weights in the output projection are zero.
+    """
+
+    before: int
+    densities: tuple[float, ...]
+    living: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerSummary:
-    """One encoder layer: its sizes and its matrices."""
+    """One encoder layer: its units and its matrices."""
 
     name: str
-    heads: int
-    neurons: int
+    heads: Units
+    neurons: Units
     matrices: tuple[Matrix, ...]
 
     @property
@@ -67,8 +84,8 @@ def summarise(model: PreTrainedModel, directory: Path | None = None) -> Summary:
     layers = tuple(
         LayerSummary(
             name=layer.name,
-            heads=layer.heads.num_heads,
-            neurons=layer.neurons.num_neurons,
+            heads=_units(layer.heads, unpruned.heads.num_units),
+            neurons=_units(layer.neurons, unpruned.neurons.num_units),
             matrices=tuple(
                 Matrix(
                     name=name.removeprefix(layer.name + "."),
@@ -78,7 +95,7 @@ def summarise(model: PreTrainedModel, directory: Path | None = None) -> Summary:
                 for name, module in layer.linears.items()
             ),
         )
-        for layer in find_layers(model)
+        for layer, unpruned in zip(find_layers(model), unpruned_layers(model), strict=True)
     )
     counts = parameter_counts(model)
     matrices = [matrix for layer in layers for matrix in layer.matrices]
@@ -91,6 +108,25 @@ def summarise(model: PreTrainedModel, directory: Path | None = None) -> Summary:
         encoder_nonzero=sum(matrix.nonzero for matrix in matrices),
         bytes_on_disk=None if directory is None else weight_bytes(directory),
     )
+
+
+def _units(group: HeadGroup | NeuronGroup, before: int) -> Units:
+    consumed, size = _nonzero(group.consumer, group.num_units, side=1)
+    counts, sizes = consumed.clone(), size
+    for producer in group.producers:
+        produced, size = _nonzero(producer, group.num_units, side=0)
+        counts, sizes = counts + produced, sizes + size
+    densities = (counts / max(1, sizes)).tolist()
+    return Units(before=before, densities=tuple(densities), living=int(torch.count_nonzero(consumed)))
+
+
+def _nonzero(projection: Projection, units: int, *, side: int) -> tuple[Tensor, int]:
+    """Per unit, its non-zero weights in a matrix that makes it (side 0) or takes it (side 1); and how many it has."""
+    weight = projection.module.weight
+    assert isinstance(weight, Tensor)
+    per_feature = torch.count_nonzero(weight, dim=feature_dims(projection.module)[1 - side])
+    counts = per_feature.view(projection.blocks, units, projection.size).sum(dim=(0, 2))
+    return counts, weight.numel() // max(1, units)
 
 
 def weight_bytes(directory: Path) -> int:

@@ -21,7 +21,7 @@ from contraprune import modeling_contraprune
 from contraprune.errors import UserError
 from contraprune.modeling_contraprune import resize
 from contraprune.shrinking import shapes
-from contraprune.structure import HeadGroup, NeuronGroup, find_layers
+from contraprune.structure import HeadGroup, Layer, NeuronGroup, find_layers
 
 KEY = "contraprune"  # of config.json; the modelling file reads it too
 FORMAT = 1
@@ -68,6 +68,13 @@ def declare_shapes(model: PreTrainedModel) -> None:
     for name, (found, expected) in _resized(model, rebuilt).items():
         raise UserError(f"{name}: expected the shape {expected} of config and pruned heads and neurons, found {found}")
     declare_record(model, stock, {"format": FORMAT, **record})
+
+
+def unpruned_layers(model: PreTrainedModel) -> list[Layer]:
+    """The layers as they were before heads and neurons were removed, as far as the configuration tells; no weights."""
+    if not hasattr(model.config, KEY):
+        return find_layers(model)
+    return find_layers(_unpruned(getattr(transformers, type(model).__name__), model.config))
 
 
 def declare_record(model: PreTrainedModel, stock: Any, record: dict[str, Any]) -> None:

@@ -59,17 +59,12 @@ def _stages(stages: list[Mapping[str, Any]]) -> Table:
 
 
 def show_summary(summary: Summary, name: str) -> None:
-    """A model's layers with the density of each matrix, then its totals."""
+    """A model's living heads and neurons per layer, the density of each matrix if any is sparse, and the totals."""
     console = Console()
     console.print(f"{name} ({summary.model_class})", highlight=False, soft_wrap=True)
-    columns = _short_names([matrix for layer in summary.layers for matrix in layer.matrices])
-    headers = [column.replace(".", "\n") for column in columns.values()]  # fits 80 columns
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for header in ("layer", "heads", "neurons", *headers, "density"):
-        table.add_column(header, justify="right", overflow="fold")
-    for number, layer in enumerate(summary.layers):
-        table.add_row(str(number), *_row(layer, list(columns)))
-    console.print(table)
+    console.print(_units(summary, ("#", ".") if console.options.ascii_only else ("█", "░")))
+    if summary.encoder_density < 1:
+        console.print(_matrices(summary))
     totals = Table("", "all", "non-zero", "density")
     totals.add_row(
         "encoder weights",
@@ -82,6 +77,40 @@ def show_summary(summary: Summary, name: str) -> None:
     console.print(totals)
     if summary.bytes_on_disk:
         console.print(f"weights on disk: {summary.bytes_on_disk / 1e6:.1f} MB")
+
+
+def _units(summary: Summary, marks: tuple[str, str]) -> Table:
+    """Bars of the heads and neurons that are alive, out of those that there were."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("layer", justify="right")
+    for header in ("heads", "neurons"):
+        table.add_column(header)
+        table.add_column("", justify="right")
+    for number, layer in enumerate(summary.layers):
+        cells = [str(number)]
+        for units in (layer.heads, layer.neurons):
+            cells += [_bar(units.living / max(1, units.before), marks), f"{units.living}/{units.before}"]
+        table.add_row(*cells)
+    return table
+
+
+def _bar(fraction: float, marks: tuple[str, str], width: int = 24) -> str:
+    """What is alive never looks like nothing, and what is gone never like all."""
+    filled = round(width * fraction)
+    if 0 < fraction < 1:
+        filled = min(max(filled, 1), width - 1)
+    return marks[0] * filled + marks[1] * (width - filled)
+
+
+def _matrices(summary: Summary) -> Table:
+    columns = _short_names([matrix for layer in summary.layers for matrix in layer.matrices])
+    headers = [column.replace(".", "\n") for column in columns.values()]  # fits 80 columns
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title="density")
+    for header in ("layer", *headers, "all"):
+        table.add_column(header, justify="right", overflow="fold")
+    for number, layer in enumerate(summary.layers):
+        table.add_row(str(number), *_row(layer, list(columns)))
+    return table
 
 
 def _short_names(matrices: list[Matrix]) -> dict[str, str]:
@@ -99,4 +128,4 @@ def _short_names(matrices: list[Matrix]) -> dict[str, str]:
 def _row(layer: LayerSummary, columns: list[str]) -> list[str]:
     densities = {matrix.name: matrix.nonzero / max(1, matrix.numel) for matrix in layer.matrices}
     cells = [f"{densities[name]:.3f}" if name in densities else "" for name in columns]
-    return [str(layer.heads), str(layer.neurons), *cells, f"{layer.density:.3f}"]
+    return [*cells, f"{layer.density:.3f}"]

@@ -1,0 +1,99 @@
+"""Structured pruning with units removed for good, against the same stages with units only masked.
+
+    OMP_NUM_THREADS=1 python benchmarks/structured.py --model M --teacher DIR --task sst2 --data_dir D \\
+        --density 0.1 --stages 10,20,30,40,50,60,70,80,90 --output_dir O [other flags of prune]
+
+Both runs share seed, losses, data and schedule; the masked one multiplies by zero what the other removes, as the
+released code of the paper does. Seconds are those of the processor, which other work on the machine hardly changes,
+so run it with one thread (waiting threads count too). Prints them with the accuracy of every stage and the ratio,
+and writes O/comparison.json. What was finished is not repeated.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contraprune import pipeline, structured
+from contraprune.cli import parse
+from contraprune.gates import Gates, attach_gates
+from contraprune.saving import write_json
+from contraprune.selection import remove_lowest
+from contraprune.shrinking import shrink
+from contraprune.structure import find_layers
+from machine import describe
+
+KINDS = ("heads", "neurons")
+
+
+class TimedStageRunner(structured.StageRunner):
+    """Books the processor's seconds of every stage: importance, removal, snapshot, training, evaluation."""
+
+    def run(self, stage: Any) -> None:
+        start = time.process_time()
+        super().run(stage)
+        self.records[-1].setdefault("processor_seconds", round(time.process_time() - start, 2))
+        write_json(self.job.directory.stages / f"{stage.number:02d}" / "stage.json", self.records[-1])
+
+
+class MaskingStageRunner(TimedStageRunner):
+    """Keeps the whole model and gates the removed units with zero, until the run is over."""
+
+    gates: Gates | None = None
+
+    def remove_units(self, stage: Any, trainer: Any, folder: Path) -> None:
+        model = self.prepared.model
+        layers = find_layers(model)
+        if self.gates is None:
+            self.gates = attach_gates(model, layers)
+        importance = self.rate_units(stage, trainer, layers)
+        for kind, count in zip(KINDS, (stage.heads, stage.neurons), strict=True):
+            gates = getattr(self.gates, kind)
+            least = structured.fewest_units([getattr(layer, kind) for layer in layers], kind)
+            scores = torch.stack(getattr(importance, kind)).float()
+            alive = remove_lowest(scores, torch.stack(gates).bool(), count, keep_at_least=least)
+            for gate, row in zip(gates, alive, strict=True):
+                gate.copy_(row)
+
+    def run(self, stage: Any) -> None:
+        super().run(stage)
+        if stage.number == len(self.structured.fractions()):
+            assert self.gates is not None
+            keep = [[gate.bool() for gate in getattr(self.gates, kind)] for kind in KINDS]
+            self.gates.remove()
+            shrink(self.prepared.model, find_layers(self.prepared.model), *keep)
+
+
+def main() -> None:
+    flags = sys.argv[1:]
+    output = Path(flags[flags.index("--output_dir") + 1])
+    runs = {}
+    for name, runner in (("removed", TimedStageRunner), ("masked", MaskingStageRunner)):
+        structured.StageRunner = runner  # type: ignore[misc]
+        settings = parse("prune", pipeline.PRUNE_SETTINGS, [*flags, "--method=taylor", f"--output_dir={output / name}"])
+        runs[name] = pipeline.run_prune(*settings[: len(pipeline.PRUNE_SETTINGS)])
+    seconds = {name: sum(stage["processor_seconds"] for stage in run["stages"]) for name, run in runs.items()}
+    comparison = {
+        "machine": describe(),
+        "threads": torch.get_num_threads(),
+        "flags": [flag for flag in flags if "/" not in flag],
+        "processor_seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "masked_over_removed": round(seconds["masked"] / seconds["removed"], 2),
+        "metrics": {name: run["metrics"] for name, run in runs.items()},
+        "stages": {
+            name: [
+                {key: stage[key] for key in ("removed_percent", "metrics", "processor_seconds")}
+                for stage in run["stages"]
+            ]
+            for name, run in runs.items()
+        },
+    }
+    print(json.dumps(comparison, indent=2))
+    (output / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Pictures of a model: which heads and neurons are left, and how dense they are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contraprune.errors import UserError
+from contraprune.inspection import Summary, Units
+
+ENDINGS = (".png", ".svg")
+_BINS = 96  # of neurons, in the order in which they stand
+
+
+def check_picture(path: str) -> Path:
+    """The path of a picture, if one can be drawn there.
+
+    Raises:
+        UserError: another ending than ``.png`` or ``.svg``, or matplotlib is not installed.
+    """
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise UserError(f"--picture {path}: expected a name that ends in {' or '.join(ENDINGS)}")
+    _pyplot()
+    return Path(path)
+
+
+def draw_summary(summary: Summary, path: Path, title: str) -> None:
+    """A heat map of the density of every head and neuron, layer by layer.
+
+    What was removed for good is left blank at the end of its layer: a model does not say which its units were.
+
+    Args:
+        path: ends in ``.png`` or ``.svg``; an existing file is replaced.
+    """
+    pyplot = _pyplot()
+    heads, neurons = ([getattr(layer, kind) for layer in summary.layers] for kind in ("heads", "neurons"))
+    height = 1.6 + 0.28 * len(summary.layers)
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, height), width_ratios=(1, 2), layout="constrained")
+    panels = [_cells(groups) for groups in (heads, neurons)]
+    densest = max(float(np.nan_to_num(cells).max(initial=0)) for cells in panels) or 1.0
+    names = ("attention heads", "FFN neurons")
+    for axis, groups, cells, name in zip(axes, (heads, neurons), panels, names, strict=True):
+        image = axis.imshow(cells, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=densest)
+        axis.set_facecolor("0.88")
+        living, before = (sum(getattr(units, count) for units in groups) for count in ("living", "before"))
+        axis.set_title(f"{name}: {living:,} of {before:,} alive", fontsize=10)
+        axis.set_yticks(range(len(groups)))
+        widest = max(units.before for units in groups)
+        ticks = np.linspace(0, cells.shape[1], 5)
+        axis.set_xticks(ticks - 0.5, [f"{tick / cells.shape[1] * widest:.0f}" for tick in ticks])
+    axes[0].set_ylabel("layer")
+    figure.colorbar(image, ax=axes, label="density (blank: removed, drawn last)", shrink=0.9)
+    figure.suptitle(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _cells(groups: Sequence[Units]) -> np.ndarray:
+    """(layers, columns) mean densities; a column is a unit, or a share of them where there are many; NaN is removed."""
+    widest = max(units.before for units in groups)
+    columns = min(widest, _BINS)
+    cells = np.full((len(groups), columns), np.nan)
+    for row, units in enumerate(groups):
+        owners = np.arange(len(units.densities)) * columns // widest
+        for column in np.unique(owners):
+            cells[row, column] = np.mean(np.asarray(units.densities)[owners == column])
+    return cells
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("--picture: needs matplotlib; pip install 'contraprune[pictures]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

@@ -1,0 +1,42 @@
+"""Heat maps: what is drawn where, and files that are what their names say."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from contraprune.cli import main
+from contraprune.errors import UserError
+from contraprune.inspection import Units
+from contraprune.pictures import _cells, check_picture
+
+
+def test_a_unit_is_a_cell_and_removed_ones_are_blank():
+    cells = _cells([Units(before=4, densities=(0.5, 1.0), living=2), Units(before=4, densities=(0.1,) * 4, living=4)])
+    np.testing.assert_allclose(cells, [[0.5, 1.0, np.nan, np.nan], [0.1] * 4])
+
+
+def test_many_units_share_cells():
+    densities = tuple(np.linspace(0, 1, 500))
+    cells = _cells([Units(before=960, densities=densities, living=500)])
+    assert cells.shape == (1, 96)
+    np.testing.assert_allclose(cells[0, :50], np.reshape(densities, (50, 10)).mean(axis=1))
+    assert np.isnan(cells[0, 50:]).all()
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("deep/b.svg", b"<?xml")])
+def test_inspect_draws_to_a_file(tiny, tmp_path, capsys, name, start):
+    path = tmp_path / name
+    assert main(["inspect", str(tiny / "teacher"), "--picture", str(path)]) == 0
+    content = path.read_bytes()
+    assert content.startswith(start)
+    assert len(content) > 5000
+    assert f"drawn to {path}" in capsys.readouterr().out
+
+
+def test_other_endings_and_no_matplotlib_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    assert main(["inspect", str(tmp_path), "--picture", "heads.jpg"]) == 2
+    assert capsys.readouterr().err == ("contraprune: --picture heads.jpg: expected a name that ends in .png or .svg\n")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match=r"needs matplotlib; pip install 'contraprune\[pictures\]'"):
+        check_picture("heads.png")
