@@ -1,5 +1,7 @@
 """Encoding a data set against one forward pass per sentence."""
 
+from dataclasses import replace
+
 import datasets
 import pytest
 import torch
@@ -7,7 +9,8 @@ from accelerate import Accelerator
 from transformers import AutoTokenizer, BertForSequenceClassification, DataCollatorWithPadding
 from transformers.models.distilbert import DistilBertConfig, DistilBertForSequenceClassification
 
-from contraprune.encoding import Reader, encode
+from contraprune.encoding import Reader, encode, pack_tokens, unpack_tokens
+from tiny_models import TWO_CLASSES
 
 TEXTS = ["short", "a rather longer sentence about nothing", "two words", "the same length of words here"]
 
@@ -20,10 +23,11 @@ def encoded(tiny):
     return tokenizer, datasets.Dataset.from_dict(rows)
 
 
-def run(model, reader, tokenizer, dataset):
+def run(model, reader, tokenizer, dataset, order=()):
     passes = encode(
         model,
         reader,
+        replace(TWO_CLASSES, label_order=order),
         dataset,
         collator=DataCollatorWithPadding(tokenizer),
         batch_size=3,
@@ -60,9 +64,34 @@ def test_rows_are_those_of_single_sentences_in_eval_mode(tiny, encoded, pooling,
     assert sorted(ids.tolist()) == [0, 1, 2, 3]
     model.eval()
     expected = list(one_by_one(model, tokenizer, pooling, use_pooler))
-    z, logits = (torch.cat([getattr(b, name) for b in batches]) for name in ("representations", "logits"))
+    z, logits = (torch.cat([getattr(b, name) for b in batches]) for name in ("representations", "outputs"))
     torch.testing.assert_close(z, torch.stack([expected[i][0] for i in ids]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits, torch.stack([expected[i][1] for i in ids]), rtol=1e-4, atol=1e-5)
+
+
+def test_outputs_are_in_the_order_of_the_labels(tiny, encoded):
+    tokenizer, dataset = encoded
+    model = BertForSequenceClassification.from_pretrained(tiny / "teacher")
+    reader = Reader(model, pooling="mean", use_pooler=False)
+    plain, turned = (run(model, reader, tokenizer, dataset, order) for order in ((), (1, 0)))
+    assert torch.equal(plain[0].outputs.flip(-1), turned[0].outputs)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_outputs_per_token_come_back_from_their_rows(side):
+    generator = torch.Generator().manual_seed(0)
+    lengths = [5, 1, 3]
+    mask = torch.stack([torch.arange(6) < n if side == "right" else torch.arange(6) >= 6 - n for n in lengths]).long()
+    outputs = torch.randn(3, 6, 2, generator=generator)
+    rows = pack_tokens(outputs, mask, tokens=8)
+    assert rows.shape == (3, 16)
+    for row, tokens, real in zip(rows, outputs, mask.bool(), strict=True):
+        assert row[: 2 * int(real.sum())].tolist() == tokens[real].flatten().tolist()
+        assert not row[2 * int(real.sum()) :].any()
+    assert torch.equal(unpack_tokens(rows, mask, width=2), outputs * mask.unsqueeze(-1))
+    shorter = mask[:, :5] if side == "right" else mask[:, 1:]  # padded to another length
+    expected = (outputs * mask.unsqueeze(-1))[:, :5] if side == "right" else (outputs * mask.unsqueeze(-1))[:, 1:]
+    assert torch.equal(unpack_tokens(rows, shorter, width=2), expected)
 
 
 def test_a_model_without_pooler_is_read_at_its_first_token(encoded):

@@ -168,7 +168,7 @@ def test_a_teacher_whose_labels_are_ordered_otherwise_gives_the_same_run(tiny_op
 def test_fixed_models_are_encoded_once_and_the_run_is_reproducible(tiny_options, tmp_path):
     contraprune.prune(**tiny_options)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.rows")}
-    assert sorted(path.stem for path in files) == ["logits"] * 2 + ["representations"] * 2
+    assert sorted(path.stem for path in files) == ["outputs"] * 2 + ["representations"] * 2
     contraprune.prune(**(tiny_options | {"output_dir": str(tmp_path / "again")}))
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.rows")}
     first, second = weights(tiny_options["output_dir"]), weights(tmp_path / "again")
@@ -243,7 +243,7 @@ def test_a_foreign_directory_is_left_alone(tiny_options, tmp_path):
 
 
 def test_a_diverging_run_stops_and_says_so(tiny_options, monkeypatch):
-    monkeypatch.setattr(MaskedTrainer, "cross_entropy", lambda self, logits, labels: logits.sum() * float("nan"))
+    monkeypatch.setattr(MaskedTrainer, "task_loss", lambda self, outputs, inputs: outputs.sum() * float("nan"))
     with pytest.raises(UserError, match=r"training diverged by step 1 \(loss_ce nan"):
         contraprune.prune(**tiny_options)
     assert not (Path(tiny_options["output_dir"]) / "model").exists()

@@ -1,6 +1,7 @@
 """The training loss against its parts computed one by one, and what the trainer adds to the stock one."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from contraprune.encoding import Reader
 from contraprune.masking import mask_linears
 from contraprune.structure import find_layers
 from contraprune.trainer import EpochSampler, Knowledge, MaskedTrainer, TaskTrainer
+from tiny_models import TWO_CLASSES
 
 EXAMPLES = 24
 
@@ -58,6 +60,8 @@ def options(tiny, data, tmp_path, **arguments):
         "train_dataset": dataset,
         "processing_class": tokenizer,
         "data_collator": DataCollatorWithPadding(tokenizer),
+        "task": replace(TWO_CLASSES, evaluation={"validation": dataset.rename_column("labels", "label")}),
+        "evaluation": {"validation": dataset},
     }
 
 
@@ -81,7 +85,8 @@ def trainer(tiny, data, tmp_path):
                     "snapshots": Bank(labels, [files["old"], files["new"]]),
                     "finetuned": Bank(labels),
                 },
-                teacher_logits=sealed(tmp_path / "banks" / "logits", torch.randn(EXAMPLES, 2)),
+                teacher_outputs=sealed(tmp_path / "banks" / "outputs", torch.randn(EXAMPLES, 2)),
+                classes=labels,
             ),
             reader=Reader(model, pooling="cls", use_pooler=True),
             criterion=Movement(linears, scope="local"),
@@ -107,7 +112,7 @@ def test_the_loss_is_the_weighted_sum_of_every_part(trainer):
     loss = subject.compute_loss(model, dict(batch))
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids")}
     logits, anchors = model(**inputs).logits, model.bert(**inputs).pooler_output
-    teacher = subject.knowledge.teacher_logits[ids.numpy()]
+    teacher = subject.knowledge.teacher_outputs[ids.numpy()]
     expected = 0.3 * F.cross_entropy(logits, batch["labels"])
     soft = (teacher / 2).softmax(-1)
     expected = expected + 0.7 * 4 * (soft * (soft.log() - (logits / 2).log_softmax(-1))).sum(-1).mean()
@@ -194,7 +199,7 @@ def test_label_smoothing_is_that_of_torch(tiny, data, tmp_path):
     logits, labels = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
     smooth = torch.full((5, 2), 0.15) + 0.7 * F.one_hot(labels, 2)
     expected = -(smooth * logits.log_softmax(-1)).sum(-1).mean()
-    torch.testing.assert_close(subject.cross_entropy(logits, labels), expected)
+    torch.testing.assert_close(subject.task_loss(logits, {"labels": labels}), expected)
 
 
 def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone():
@@ -227,14 +232,16 @@ def test_batches_are_of_similar_length_and_in_random_order():
 def test_evaluation_reports_the_plain_cross_entropy(trainer, data):
     subject = trainer()
     _, dataset = data
-    plain = dataset.remove_columns(["idx", "length"])
-    found = subject.evaluate(plain)["eval_loss"]
+    found = subject.evaluate()
     model = subject.model.eval()
-    losses = []
-    for row in plain:
+    losses, correct = [], []
+    for row in dataset.remove_columns(["idx", "length"]):
         single = {key: torch.tensor([value]) for key, value in row.items()}
         labels = single.pop("labels")
         with torch.no_grad():
-            losses.append(F.cross_entropy(model(**single).logits, labels).item())
-    assert found == pytest.approx(np.mean(losses), rel=1e-4)
+            logits = model(**single).logits
+        losses.append(F.cross_entropy(logits, labels).item())
+        correct.append(logits.argmax().item() == labels.item())
+    assert found["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert found["eval_accuracy"] == pytest.approx(np.mean(correct))
     assert subject.mean_parts() == {}

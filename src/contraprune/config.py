@@ -47,6 +47,9 @@ class DataConfig:
         None,
         "Folder with train and validation files of --task (.jsonl, .csv, .tsv, .parquet). Default: the hub.",
     )
+    task_type: str | None = setting(
+        None, "What your own files are for: classification or regression. Default: classification."
+    )
     train_file: str | None = setting(None, "Your own training file (.jsonl, .csv, .tsv, .parquet), without --task.")
     validation_file: str | None = setting(None, "Your own validation file.")
     text_columns: list[str] | None = setting(None, "Column(s) of the text: one, or two for pairs. Default: guessed.")
@@ -184,6 +187,9 @@ class ContrastConfig:
     )
     unsupervised_weight: float = setting(0.1, "Weight of each source's unsupervised term (same example).")
     supervised_weight: float = setting(0.005, "Weight of each source's supervised term (same label).")
+    supervised_bins: int | None = setting(
+        None, "Regression has no labels to contrast by: sort its numbers into N bins of equal size and take these."
+    )
     temperature: float = setting(0.1, "Temperature of the contrastive losses.")
     normalization: Literal["supcon", "released"] = setting(
         "supcon",
@@ -204,6 +210,12 @@ class ContrastConfig:
         _require(not unknown, "contrast", f"none or some of {','.join(SOURCES)}", self.contrast)
         for flag in ("unsupervised_weight", "supervised_weight", "ce_weight", "kd_weight", "bank_memory_gb"):
             _require(getattr(self, flag) >= 0, flag, "zero or more", getattr(self, flag))
+        _require(
+            self.supervised_bins is None or self.supervised_bins >= 2,
+            "supervised_bins",
+            "at least 2",
+            self.supervised_bins,
+        )
         for flag in ("temperature", "kd_temperature"):
             _require(getattr(self, flag) > 0, flag, "a positive number", getattr(self, flag))
         _require(self.extra_examples >= 0, "extra_examples", "zero or more", self.extra_examples)

@@ -5,26 +5,58 @@ anchors (training, with gradients) and banks (eval mode, without), for every tas
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import datasets
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from contraprune.objectives import Objective
 from contraprune.pooling import Pooling, pool
+from contraprune.tasks import Task
 
 
-def readable(dataset: datasets.Dataset, model: PreTrainedModel) -> datasets.Dataset:
-    """The data set without the tokenizer's columns that the model's forward pass does not take."""
-    taken = {*inspect.signature(model.forward).parameters, "labels", "idx", "length"}
+def readable(dataset: datasets.Dataset, model: PreTrainedModel, objective: Objective) -> datasets.Dataset:
+    """The data set with only what the model's forward pass takes, the targets, ``idx`` and ``length``."""
+    taken = {*inspect.signature(model.forward).parameters, *objective.targets, "idx", "length"}
     return dataset.remove_columns([name for name in dataset.column_names if name not in taken])
+
+
+def features_of(batch: Mapping[str, Tensor], objective: Objective) -> dict[str, Tensor]:
+    """What of a batch the model reads."""
+    return {name: value for name, value in batch.items() if name not in (*objective.targets, "idx")}
+
+
+def pack_tokens(
+    outputs: Float[Tensor, "batch length width"], attention_mask: Int[Tensor, "batch length"], *, tokens: int
+) -> Float[Tensor, "batch columns"]:
+    """Outputs per token as rows of one length: those of real tokens first, then zeros up to ``tokens`` of them."""
+    packed = outputs.new_zeros(len(outputs), tokens, outputs.shape[-1])
+    real = attention_mask.bool()
+    packed[_leading(real.sum(dim=1), tokens)] = outputs[real]
+    return packed.flatten(1)
+
+
+def unpack_tokens(
+    rows: Float[Tensor, "batch columns"], attention_mask: Int[Tensor, "batch length"], *, width: int
+) -> Float[Tensor, "batch length width"]:
+    """The inverse of :func:`pack_tokens`, with zeros at padding."""
+    packed = rows.unflatten(1, (-1, width))
+    outputs = packed.new_zeros(*attention_mask.shape, width)
+    real = attention_mask.bool()
+    outputs[real] = packed[_leading(real.sum(dim=1), packed.shape[1])]
+    return outputs
+
+
+def _leading(counts: Int[Tensor, " batch"], length: int) -> Bool[Tensor, "batch length"]:
+    return torch.arange(length, device=counts.device) < counts.unsqueeze(1)
 
 
 class Reader:
@@ -60,13 +92,14 @@ class Encoded(NamedTuple):
 
     ids: Int[Tensor, " batch"]
     representations: Float[Tensor, "batch dim"]
-    logits: Float[Tensor, "batch classes"]
+    outputs: Float[Tensor, "batch width"]
 
 
 @torch.no_grad()
 def encode(
     model: PreTrainedModel,
     reader: Reader,
+    task: Task,
     dataset: datasets.Dataset,
     *,
     collator: Callable[[list[dict[str, Any]]], Any],
@@ -75,14 +108,16 @@ def encode(
     description: str,
     progress: bool,
 ) -> Iterator[Encoded]:
-    """Runs ``model`` over ``dataset`` in eval mode and yields unit representations (float32) and logits.
+    """Runs ``model`` over ``dataset`` in eval mode and yields unit representations (float32) and outputs.
 
-    Batches are sorted by length, so there is hardly any padding; the ids (column ``idx``) say which row is which.
+    Outputs per token are packed to rows as long as the longest text needs (:func:`pack_tokens`). Batches are sorted
+    by length, so there is hardly any padding; the ids (column ``idx``) say which row is which.
     Under data parallelism every process gets every row. The model's mode and the random state are left as found.
     """
     was_training = model.training
     model.eval()
-    by_length = dataset.select(sorted(range(len(dataset)), key=dataset["length"].__getitem__, reverse=True))
+    lengths = dataset["length"]
+    by_length = dataset.select(sorted(range(len(dataset)), key=lengths.__getitem__, reverse=True))
     loader = DataLoader(
         by_length.remove_columns("length"),
         batch_size=batch_size,
@@ -91,10 +126,12 @@ def encode(
     )
     loader = accelerator.prepare(loader)
     for batch in tqdm(loader, desc=description, disable=not progress, leave=False):
-        ids = batch.pop("idx")
-        batch.pop("labels", None)
+        features = features_of(batch, task.objective)
         with accelerator.autocast():
-            logits = model(**batch).logits
-        representations = F.normalize(reader.take(batch["attention_mask"]).float(), dim=-1)
-        yield Encoded(*accelerator.gather_for_metrics((ids, representations, logits.float())))
+            outputs = task.outputs(model(**features), features)
+        mask = features["attention_mask"]
+        representations = F.normalize(reader.take(mask).float(), dim=-1)
+        if task.objective.per_token:
+            outputs = pack_tokens(outputs, mask, tokens=max(lengths))
+        yield Encoded(*accelerator.gather_for_metrics((batch["idx"], representations, outputs)))
     model.train(was_training)

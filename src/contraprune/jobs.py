@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 from accelerate.utils import broadcast_object_list
 from transformers import (
-    DataCollatorWithPadding,
-    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -27,7 +24,8 @@ from transformers import (
 from contraprune.callbacks import LogFile, Progress
 from contraprune.config import SHOWN_TRAINING_FIELDS, DataConfig, FinetuneArguments, RunConfig
 from contraprune.encoding import readable
-from contraprune.evaluation import Evaluation, evaluate, label_order
+from contraprune.errors import UserError
+from contraprune.prediction import Evaluation, evaluate
 from contraprune.runs import RunDirectory
 from contraprune.saving import load_pretrained, save_model
 from contraprune.tasks import Task, load_task
@@ -52,7 +50,9 @@ class Job:
     finished: bool
     seconds: dict[str, float] = field(default_factory=dict)
     _started: float = field(default_factory=time.perf_counter)
-    _encoded: dict[str, datasets.Dataset] = field(default_factory=dict)
+    _train: datasets.Dataset | None = None
+    _evaluation: dict[str, datasets.Dataset] = field(default_factory=dict)
+    _collator: Any = None
 
     @classmethod
     def start(cls, command: str, run: RunConfig, settings: tuple[Any, ...], arguments: FinetuneArguments) -> "Job":
@@ -63,6 +63,9 @@ class Job:
         """
         data = settings[0]
         task = load_task(**data.source(), seed=arguments.seed)
+        smoothing = arguments.label_smoothing_factor
+        if smoothing and not task.objective.smooths_labels:
+            raise UserError(f"--label_smoothing_factor {smoothing}: only for tasks with classes, not for {task.name}")
         directory = RunDirectory(arguments.output_dir or "")
         resolved = _resolved((run, *settings), arguments)
         record = {"command": command, "data": task.fingerprint, **_environment()}
@@ -96,27 +99,32 @@ class Job:
         Args:
             stage: the sub-folder for its checkpoints, where a run trains several times.
         """
-        order = label_order(self.task, model, "the model")
-        if not self._encoded:
-            self._encode(model, tokenizer, order)
-        train, *evaluation = self._encoded.values()
-        splits = dict(zip(self.task.evaluation, evaluation, strict=True))
+        assert self._train is not None, "encode_for() comes first"
         return {
             "model": model,
             "args": _trainer_arguments(self.arguments, self.directory.checkpoints / stage),
-            "train_dataset": train,
-            "eval_dataset": splits if len(splits) > 1 else next(iter(splits.values())),
+            "task": self.task,
+            "train_dataset": self._train,
+            "evaluation": self._evaluation,
             "processing_class": tokenizer,
-            "data_collator": DataCollatorWithPadding(tokenizer),
-            "compute_metrics": _metrics_in_task_order(self.task, order),
+            "data_collator": self._collator,
         }
 
-    def _encode(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, order: list[int]) -> None:
-        assert self.task.train is not None
-        for name, split in {"": self.task.train, **self.task.evaluation}.items():
-            encoded = readable(self.task.encode(split, tokenizer, max_length=self.data.max_length), model)
-            encoded = encoded.remove_columns(["idx", "length"]) if name else encoded
-            self._encoded[name] = _relabelled(encoded, order)
+    def encode_for(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        """Encodes the data for a model and all that share its tokenizer and labels.
+
+        Raises:
+            UserError: the model, ``name`` in messages, was made for something else.
+        """
+        self.task = task = self.task.for_model(model.config, name)
+        assert task.train is not None
+        encoded = task.encode(task.train, tokenizer, max_length=self.data.max_length)
+        self._train = readable(encoded, model, task.objective)
+        self._evaluation = {
+            split: task.encode(rows, tokenizer, max_length=self.data.max_length)
+            for split, rows in task.evaluation.items()
+        }
+        self._collator = task.collator(tokenizer)
 
     def train(
         self, trainer: TaskTrainer, *, density_at: Callable[[int, int], float] | None = None, stage: str = ""
@@ -131,13 +139,12 @@ class Job:
         trainer.train(resume_from_checkpoint=checkpoint)
         self.lap("train")
 
-    def evaluate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> Evaluation:
+    def evaluate(self, model: PreTrainedModel) -> Evaluation:
         return evaluate(
             model,
             self.task,
-            tokenizer,
-            name=name,
-            max_length=self.data.max_length,
+            self._evaluation,
+            self._collator,
             batch_size=self.arguments.per_device_eval_batch_size,
             progress=self.progress,
         )
@@ -148,7 +155,7 @@ class Job:
         if self.main:
             save_model(model, tokenizer, self.directory.model)
             saved = load_pretrained(self.task.auto_class, str(self.directory.model))
-        evaluation = self.evaluate(saved.to(self.arguments.device), tokenizer, str(self.directory.model))
+        evaluation = self.evaluate(saved.to(self.arguments.device))
         self.lap("evaluate")
         return evaluation
 
@@ -193,20 +200,3 @@ def _trainer_arguments(arguments: TrainingArguments, folder: Path) -> TrainingAr
     changed = copy.copy(arguments)
     changed.output_dir = str(folder)
     return changed
-
-
-def _relabelled(encoded: datasets.Dataset, order: list[int]) -> datasets.Dataset:
-    """Label ids of the task replaced by the model's."""
-    if order == sorted(order):
-        return encoded
-    labels = np.asarray(order)[np.asarray(encoded["labels"])]
-    return encoded.remove_columns("labels").add_column("labels", labels)
-
-
-def _metrics_in_task_order(task: Task, order: list[int]) -> Any:
-    back = np.argsort(order)
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        return task.metrics(np.asarray(prediction.predictions)[:, order], back[np.asarray(prediction.label_ids)])
-
-    return compute

@@ -60,13 +60,8 @@ def run_finetune(run: RunConfig, data: DataConfig, arguments: FinetuneArguments)
         return job.directory.read_results()
     tokenizer = load_tokenizer(run.model)
     set_seed(arguments.seed)
-    names = dict(enumerate(job.task.label_names))
-    model, _ = load_for_finetuning(
-        job.task.auto_class,
-        run.model,
-        id2label=names,
-        label2id={label: index for index, label in names.items()},
-    )
+    model, _ = load_for_finetuning(job.task.auto_class, run.model, **job.task.model_options())
+    job.encode_for(model, tokenizer, run.model)
     trainer = TaskTrainer(**job.trainer_options(model, tokenizer))
     job.lap("load")
     job.train(trainer)

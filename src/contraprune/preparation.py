@@ -1,9 +1,11 @@
 """What every way of pruning starts from: the models, the banks they fill, and the checks that they fit."""
 
 import copy
+import logging
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -12,10 +14,12 @@ from contraprune.bank import Bank
 from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig
 from contraprune.encoding import Reader
 from contraprune.errors import UserError
-from contraprune.evaluation import Evaluation, label_order
 from contraprune.jobs import Job
+from contraprune.objectives import Value
+from contraprune.prediction import Evaluation
 from contraprune.saving import load_for_finetuning, load_pretrained, load_tokenizer
 from contraprune.sources import SourceBuilder, cache_directory
+from contraprune.tasks import Task
 from contraprune.trainer import ContrastTrainer, Knowledge
 
 
@@ -77,21 +81,20 @@ def prepare(
     _check_tokenizers(tokenizer, load_tokenizer(run.model), run)
     set_seed(job.arguments.seed)
     teacher = load_pretrained(job.task.auto_class, run.teacher).to(job.arguments.device)
-    label_order(job.task, teacher, run.teacher)
-    pretrained, new_weights = load_for_finetuning(
-        job.task.auto_class, run.model, id2label=teacher.config.id2label, label2id=teacher.config.label2id
-    )
+    job.encode_for(teacher, tokenizer, run.teacher)
+    labels = {name: getattr(teacher.config, name) for name in ("id2label", "label2id", "problem_type")}
+    pretrained, new_weights = load_for_finetuning(job.task.auto_class, run.model, **labels)
     pretrained.to(job.arguments.device)
     _check_sizes(teacher, pretrained, run)
     model = copy.deepcopy(teacher if pruning.start_from == "teacher" else pretrained)
     if pruning.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
     reader = Reader(model, pooling=contrast.pooling, use_pooler=_has_trained_pooler(new_weights))
-    knowledge = Knowledge(banks={}, teacher_logits=None)
+    knowledge = Knowledge(banks={}, teacher_outputs=None, classes=None)
     options = job.trainer_options(model, tokenizer)
     trainer = ContrastTrainer(**options, contrast=contrast, knowledge=knowledge, reader=reader)
     job.lap("load")
-    teacher_metrics = job.evaluate(teacher, tokenizer, run.teacher).metrics
+    teacher_metrics = job.evaluate(teacher).metrics
     job.lap("teacher")
     sources = Sources(trainer, job, contrast, run, snapshots=snapshots)
     sources.fill(knowledge, teacher, pretrained)
@@ -118,11 +121,12 @@ class Sources:
         self.directory = job.directory
         self.contrast = contrast
         self.cache = cache_directory(run.cache_dir)
-        self.labels = torch.tensor(dataset["labels"])
+        self.classes = _classes(trainer.task, dataset, contrast)
         wanted = set(contrast.sources)
         representations = len(wanted - {"snapshots"}) + (snapshots if "snapshots" in wanted else 0)
         width = trainer.model.config.hidden_size * np.dtype(contrast.bank_dtype).itemsize
         self.builder = SourceBuilder(
+            task=trainer.task,
             dataset=dataset,
             config=contrast,
             use_pooler=trainer.reader.use_pooler,
@@ -132,28 +136,45 @@ class Sources:
             accelerator=trainer.accelerator,
             progress=job.progress,
         )
-        self.snapshots = Bank(self.labels)
+        self.snapshots = Bank(self.classes)
 
     def fill(self, knowledge: Knowledge, teacher: PreTrainedModel, pretrained: PreTrainedModel) -> None:
         """Encodes the training set with the fixed models that the losses need; snapshots come while training."""
         sources = self.contrast.sources
+        knowledge.classes = self.classes
         if "pretrained" in sources:
             rows, _ = self.builder.cached(pretrained, self.cache, "encoding with the pre-trained model")
-            knowledge.banks["pretrained"] = Bank(self.labels, [rows])
+            knowledge.banks["pretrained"] = Bank(self.classes, [rows])
         if "snapshots" in sources:
             knowledge.banks["snapshots"] = self.snapshots
         if "finetuned" in sources or self.contrast.kd_weight > 0:
-            rows, logits = self.builder.cached(teacher, self.cache, "encoding with the teacher")
+            rows, outputs = self.builder.cached(teacher, self.cache, "encoding with the teacher")
             if "finetuned" in sources:
-                knowledge.banks["finetuned"] = Bank(self.labels, [rows])
+                knowledge.banks["finetuned"] = Bank(self.classes, [rows])
             if self.contrast.kd_weight > 0:
-                knowledge.teacher_logits = logits
+                knowledge.teacher_outputs = outputs
 
     def snapshot(self, number: int, model: PreTrainedModel, reader: Reader) -> None:
         """Adds the model as it is now to the snapshots; after a resume, reads back what was encoded then."""
         path = self.directory.banks / f"snapshot-{number:03d}"
         rows, _ = self.builder.encode(model, reader, path, {"snapshot": number}, f"snapshot {number}")
         self.snapshots.files.append(rows)
+
+
+def _classes(task: Task, dataset: datasets.Dataset, contrast: ContrastConfig) -> torch.Tensor | None:
+    """The class of every training example that the supervised losses contrast by; None for none."""
+    classes = task.classes(dataset)
+    if contrast.supervised_bins is not None:
+        if not isinstance(task.objective, Value):
+            raise UserError(f"--supervised_bins {contrast.supervised_bins}: only for regression, not for {task.name}")
+        numbers = np.asarray(dataset["labels"])
+        edges = np.quantile(numbers, np.linspace(0, 1, contrast.supervised_bins + 1)[1:-1])
+        classes = np.digitize(numbers, edges)
+    if classes is None and contrast.supervised_weight > 0 and contrast.sources:
+        logging.getLogger(__name__).warning(
+            "%s has no classes: supervised contrast is off, the unsupervised losses remain", task.name
+        )
+    return None if classes is None else torch.from_numpy(classes)
 
 
 def _has_trained_pooler(new_weights: list[str]) -> bool:

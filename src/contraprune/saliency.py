@@ -5,7 +5,6 @@ from typing import Any
 
 import datasets
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
@@ -13,12 +12,15 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from contraprune.encoding import features_of
 from contraprune.masking import MaskedLinear
+from contraprune.tasks import Task
 
 
 def fisher_saliency(
     model: PreTrainedModel,
     linears: Mapping[str, MaskedLinear],
+    task: Task,
     dataset: datasets.Dataset,
     *,
     collator: Callable[[list[dict[str, Any]]], Any],
@@ -33,13 +35,13 @@ def fisher_saliency(
 
     The second-order term of optimal brain damage (LeCun et al. 1989), with the Hessian replaced by the Fisher
     information as in WoodFisher (Singh and Alistarh 2020), here its diagonal. ``g`` is the gradient, averaged over
-    a small batch, of the cross-entropy with labels drawn from the model's own softened predictions, so that a
-    training set which the model fits perfectly still tells its weights apart.
+    a small batch, of the loss against targets drawn from the model's own softened predictions, so that a training
+    set which the model fits perfectly still tells its weights apart.
 
     Args:
         linears: the matrices to rate, as masked layers with nothing masked yet.
         dataset: encoded training set; ``examples`` of it are drawn with ``seed``.
-        temperature: softens the predictions that labels are drawn from.
+        temperature: softens the predictions that targets are drawn from.
 
     Returns:
         Per matrix a tensor of its weight's shape; equal on every process.
@@ -55,13 +57,11 @@ def fisher_saliency(
     squares = {name: torch.zeros_like(linear.weight) for name, linear in linears.items()}
     weights = [linear.weight for linear in linears.values()]
     for batch in tqdm(loader, desc="rating weights", disable=not progress, leave=False):
-        features = {key: value for key, value in batch.items() if key not in ("labels", "idx")}
+        features = features_of(batch, task.objective)
         with accelerator.autocast():
-            logits = model(**features).logits
-        softened = logits.float() / temperature
-        uniform = torch.rand(len(softened), 1, generator=generator).to(softened.device)
-        labels = (softened.detach().softmax(-1).cumsum(-1) < uniform).sum(-1).clamp_max(softened.shape[-1] - 1)
-        gradients = torch.autograd.grad(F.cross_entropy(softened, labels), weights)
+            outputs = task.outputs(model(**features), features)
+        loss = task.objective.sampled_loss(outputs, batch, temperature=temperature, generator=generator)
+        gradients = torch.autograd.grad(loss, weights)
         for square, gradient in zip(squares.values(), gradients, strict=True):
             square.add_(gradient.square())
     model.train(was_training)

@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 
 from contraprune.bank import RowFile, RowSpec
 from contraprune.config import ContrastConfig
-from contraprune.encoding import Reader, encode
+from contraprune.encoding import Reader, encode, features_of
+from contraprune.objectives import Objective
+from contraprune.tasks import Task
 
 
 def cache_directory(asked: str | None) -> Path:
@@ -35,9 +37,9 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def encoded_fingerprint(dataset: datasets.Dataset) -> str:
+def encoded_fingerprint(dataset: datasets.Dataset, objective: Objective) -> str:
     """SHA-256 (hex) of what a model reads of an encoded data set: its tokens, rows in order."""
-    columns = [name for name in dataset.column_names if name not in ("idx", "labels", "length")]
+    columns = [name for name in dataset.column_names if name not in (*objective.targets, "idx", "length")]
     digest = hashlib.sha256(json.dumps(columns).encode())
     for batch in dataset.with_format("arrow").iter(10_000):
         for column in columns:
@@ -57,6 +59,7 @@ class SourceBuilder:
         in_memory: hold finished banks in memory rather than memory-mapped.
     """
 
+    task: Task
     dataset: datasets.Dataset
     config: ContrastConfig
     use_pooler: bool
@@ -67,25 +70,35 @@ class SourceBuilder:
     progress: bool
 
     def cached(self, model: PreTrainedModel, cache: Path, description: str) -> tuple[RowFile, RowFile]:
-        """Representations and logits of a fixed model, from the cache where this was computed before.
+        """Representations and outputs of a fixed model, from the cache where this was computed before.
 
         What was computed is named by the model's weights, the tokens it read and how it was pooled; an edited
         model or data set is therefore never answered from the cache.
         """
         provenance = {
             "model": model_fingerprint(model),
-            "tokens": encoded_fingerprint(self.dataset),
+            "tokens": encoded_fingerprint(self.dataset, self.task.objective),
+            "outputs": f"{type(self.task).__name__} {self.task.label_order}",
             "pooling": f"{self.config.pooling}{'+pooler' if self.use_pooler else ''}",
             "precision": str(self.accelerator.mixed_precision),
         }
         key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:20]
         reader = Reader(model, pooling=self.config.pooling, use_pooler=self.use_pooler)
-        representations, logits = self.encode(
-            model, reader, cache / key, provenance, description, classes=model.config.num_labels
-        )
+        width = self._output_width(model)
+        representations, outputs = self.encode(model, reader, cache / key, provenance, description, outputs=width)
         reader.remove()
-        assert logits is not None
-        return representations, logits
+        assert outputs is not None
+        return representations, outputs
+
+    def _output_width(self, model: PreTrainedModel) -> int:
+        """Numbers that the task's outputs have for a row of the data set."""
+        row = self.collator([self.dataset.remove_columns("length")[0]])
+        features = {name: value.to(model.device) for name, value in features_of(row, self.task.objective).items()}
+        was_training = model.training
+        with torch.no_grad():
+            outputs = self.task.outputs(model.eval()(**features), features)
+        model.train(was_training)
+        return outputs.shape[-1] * (max(self.dataset["length"]) if self.task.objective.per_token else 1)
 
     def encode(
         self,
@@ -95,9 +108,9 @@ class SourceBuilder:
         provenance: dict[str, Any],
         description: str,
         *,
-        classes: int | None = None,
+        outputs: int | None = None,
     ) -> tuple[RowFile, RowFile | None]:
-        """Representations, and logits if ``classes`` says how many, read from ``path`` or computed to it.
+        """Representations, and outputs if their width is given, read from ``path`` or computed to it.
 
         Raises:
             UserError: the files at ``path`` are damaged.
@@ -106,8 +119,8 @@ class SourceBuilder:
         specs = {
             "representations": RowSpec(rows=rows, width=int(model.config.hidden_size), dtype=self.config.bank_dtype)
         }
-        if classes is not None:
-            specs["logits"] = RowSpec(rows=rows, width=classes, dtype="float32")
+        if outputs is not None:
+            specs["outputs"] = RowSpec(rows=rows, width=outputs, dtype="float32")
         with self.accelerator.main_process_first():  # the others find what the first process made
             files = {
                 name: RowFile.open(path / name, spec, in_memory=self.in_memory, provenance=provenance)
@@ -115,7 +128,7 @@ class SourceBuilder:
             }
         if any(file is None for file in files.values()):
             files = self._compute(model, reader, path, specs, provenance, description)
-        return files["representations"], files.get("logits")  # type: ignore[return-value]
+        return files["representations"], files.get("outputs")  # type: ignore[return-value]
 
     def _compute(
         self,
@@ -133,6 +146,7 @@ class SourceBuilder:
         passes = encode(
             model,
             reader,
+            self.task,
             self.dataset,
             collator=self.collator,
             batch_size=self.batch_size,

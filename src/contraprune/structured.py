@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig, StructuredConfig
 from contraprune.criteria.taylor import UnitImportance, keep_after_removal, taylor_importance
-from contraprune.encoding import Reader
+from contraprune.encoding import Reader, features_of
 from contraprune.errors import UserError
 from contraprune.jobs import Job
 from contraprune.preparation import Prepared, prepare
@@ -133,7 +133,7 @@ class StageRunner:
         with _timed(seconds, "train"):
             self.job.train(trainer, stage=name)
         with _timed(seconds, "evaluate"):
-            metrics = self.job.evaluate(self.prepared.model, self.prepared.tokenizer, "the model").metrics
+            metrics = self.job.evaluate(self.prepared.model).metrics
         self.records.append(self._describe(stage, metrics, seconds))
         if self.job.main:
             save_model(self.prepared.model, None, folder / "model")
@@ -189,10 +189,10 @@ class StageRunner:
 
         def loss_of(numbered: tuple[int, dict[str, Tensor]]) -> Tensor:
             number, batch = numbered
-            features = {key: value for key, value in batch.items() if key not in ("labels", "idx")}
+            features = features_of(batch, trainer.task.objective)
             with accelerator.autocast():
-                logits = model(**features).logits
-            return trainer.loss_for_importance(logits, batch, (stage.number, number, 1))
+                outputs = trainer.task.outputs(model(**features), features)
+            return trainer.loss_for_importance(outputs, batch, (stage.number, number, 1))
 
         return taylor_importance(
             model,

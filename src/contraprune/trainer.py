@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
+from jaxtyping import Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer
@@ -17,9 +18,10 @@ from contraprune.bank import Bank, RowFile
 from contraprune.config import ContrastConfig
 from contraprune.contrastive import source_terms
 from contraprune.criteria.base import Criterion
-from contraprune.distillation import distillation_loss
-from contraprune.encoding import Reader
+from contraprune.encoding import Reader, features_of, unpack_tokens
 from contraprune.errors import UserError
+from contraprune.prediction import evaluate
+from contraprune.tasks import Task
 
 PRUNING_STATE = "pruning.safetensors"
 
@@ -50,35 +52,58 @@ class EpochSampler(LengthGroupedSampler):
 
 
 class TaskTrainer(Trainer):
-    """Trains a classifier with cross-entropy, whatever the model class thinks of accumulated batches.
+    """Trains on the task's own loss, whatever the model class thinks of accumulated batches.
 
-    The loss is the mean over the batch, computed here from the logits: a model's own loss is N times too large
-    under gradient accumulation where its class accepts loss keywords it ignores (stock BERT does).
+    The loss is the mean over the batch, computed here from the outputs: a model's own loss is N times too large
+    under gradient accumulation where its class accepts loss keywords it ignores (stock BERT does). Evaluation is
+    that of finished models (:func:`contraprune.prediction.evaluate`).
+
+    Args:
+        task: as the model answers it (``task.for_model``).
+        evaluation: every evaluation split, encoded.
+        options: those of ``transformers.Trainer``.
     """
 
     loss_is_scaled_for_ga = False
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *, task: Task, evaluation: Mapping[str, datasets.Dataset], **options: Any) -> None:
+        super().__init__(**options, eval_dataset=next(iter(evaluation.values())))
+        self.task = task
+        self.evaluation = dict(evaluation)
         self.model_accepts_loss_kwargs = False
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.args.label_smoothing_factor)
+    def task_loss(self, outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self.task.objective.loss(outputs, inputs, label_smoothing=self.args.label_smoothing_factor)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        features = {key: value for key, value in inputs.items() if key not in ("labels", "idx")}
-        outputs = model(**features)
-        if model.training:
-            loss = self.training_loss(outputs.logits, inputs)
-        else:
-            loss = F.cross_entropy(outputs.logits.float(), inputs["labels"])
-        return (loss, {"logits": outputs.logits}) if return_outputs else loss
+        features = features_of(inputs, self.task.objective)
+        answer = model(**features)
+        loss = self.training_loss(self.task.outputs(answer, features), inputs)
+        return (loss, answer) if return_outputs else loss
 
-    def training_loss(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    def training_loss(self, outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """The loss of one training batch, a mean over its examples."""
-        return self.cross_entropy(logits, inputs["labels"])
+        return self.task_loss(outputs, inputs)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The task's metrics on its evaluation splits, and the mean loss against their targets."""
+        found = evaluate(
+            self.model,
+            self.task,
+            self.evaluation,
+            self.data_collator,
+            batch_size=self.args.per_device_eval_batch_size,
+            progress=not self.args.disable_tqdm,
+        )
+        metrics = {"loss": found.loss} | found.metrics
+        logs = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(logs)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)  # type: ignore[has-type]
+        return logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Stops at a loss that is not finite, before anything is saved from it."""
@@ -105,10 +130,15 @@ class TaskTrainer(Trainer):
 
 @dataclass(kw_only=True)
 class Knowledge:
-    """What the shrinking model is held to: one bank per source, and the teacher's cached logits."""
+    """What the shrinking model is held to: one bank per source, and the teacher's cached outputs.
+
+    Attributes:
+        classes: the class of every training example, for contrast by label; None where there are none.
+    """
 
     banks: dict[str, Bank]
-    teacher_logits: RowFile | None
+    teacher_outputs: RowFile | None
+    classes: Int[Tensor, " examples"] | None
 
 
 class ContrastTrainer(TaskTrainer):
@@ -116,9 +146,9 @@ class ContrastTrainer(TaskTrainer):
 
     Args:
         contrast: weights and temperatures of the losses.
-        knowledge: the banks (their snapshots grow during training) and the teacher's logits.
+        knowledge: the banks (their snapshots grow during training) and the teacher's outputs.
         reader: reads the anchors off the model's forward pass.
-        options: those of ``transformers.Trainer``. The training set has a column ``idx``.
+        options: those of :class:`TaskTrainer`. The training set has a column ``idx``.
     """
 
     def __init__(self, *, contrast: ContrastConfig, knowledge: Knowledge, reader: Reader, **options: Any) -> None:
@@ -132,31 +162,37 @@ class ContrastTrainer(TaskTrainer):
 
     # ---- loss ----
 
-    def training_loss(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        terms = dict(self._terms(logits, inputs, self._next_draw()))
+    def training_loss(self, outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        terms = dict(self._terms(outputs, inputs, self._next_draw()))
         for name, (_, value) in terms.items():
             self._parts[name] = self._parts.get(name, torch.zeros_like(value)) + value.detach()
         self._parts_batches += 1
         return torch.stack([weight * value for weight, value in terms.values()]).sum()
 
-    def loss_for_importance(self, logits: Tensor, inputs: Mapping[str, Tensor], draw: tuple[int, ...]) -> Tensor:
+    def loss_for_importance(self, outputs: Tensor, inputs: Mapping[str, Tensor], draw: tuple[int, ...]) -> Tensor:
         """The same loss outside training: what it is differentiated for is not logged.
 
         Args:
             draw: with the run's seed, seeds the drawn extra examples.
         """
-        return torch.stack([weight * value for _, (weight, value) in self._terms(logits, inputs, draw)]).sum()
+        return torch.stack([weight * value for _, (weight, value) in self._terms(outputs, inputs, draw)]).sum()
 
     def _terms(
-        self, logits: Tensor, inputs: Mapping[str, Tensor], draw: tuple[int, ...]
+        self, outputs: Tensor, inputs: Mapping[str, Tensor], draw: tuple[int, ...]
     ) -> Iterator[tuple[str, tuple[float, Tensor]]]:
         """(name, (weight, value)) of every part of the loss."""
-        config, ids, labels = self.contrast, inputs["idx"], inputs["labels"]
-        yield "ce", (config.ce_weight, self.cross_entropy(logits, labels))
-        if self.knowledge.teacher_logits is not None:
-            teacher = self.knowledge.teacher_logits[ids.cpu().numpy()].to(logits.device)
-            kd = distillation_loss(logits.float(), teacher, temperature=config.kd_temperature)
+        config, objective, ids = self.contrast, self.task.objective, inputs["idx"]
+        if objective.targets:
+            yield "ce", (config.ce_weight, self.task_loss(outputs, inputs))
+        if self.knowledge.teacher_outputs is not None:
+            teacher = self.knowledge.teacher_outputs[ids.cpu().numpy()].to(outputs.device)
+            if objective.per_token:
+                teacher = unpack_tokens(teacher, inputs["attention_mask"], width=outputs.shape[-1])
+            kd = objective.distillation(outputs, teacher, inputs, temperature=config.kd_temperature)
             yield "kd", (config.kd_weight, kd)
+        classes = self.knowledge.classes
+        labels = None if classes is None else classes[ids.cpu()].to(ids.device)
+        supervised = config.supervised_weight > 0 and labels is not None
         anchors = self.reader.take(inputs["attention_mask"])
         for number, (source, bank) in enumerate(self.knowledge.banks.items()):
             if not bank.files:  # no snapshot yet
@@ -173,11 +209,11 @@ class ContrastTrainer(TaskTrainer):
                 temperature=config.temperature,
                 normalization=config.normalization,
                 unsupervised=config.unsupervised_weight > 0,
-                supervised=config.supervised_weight > 0,
+                supervised=supervised,
             )
             if config.unsupervised_weight > 0:
                 yield f"{source}_unsupervised", (config.unsupervised_weight, terms.unsupervised)
-            if config.supervised_weight > 0:
+            if supervised:
                 yield f"{source}_supervised", (config.supervised_weight, terms.supervised)
 
     def _next_draw(self) -> tuple[int, int]:

@@ -78,6 +78,7 @@ def _initialise_scores(
     saliency = fisher_saliency(
         prepared.model,
         criterion.linears,
+        trainer.task,
         trainer.train_dataset,
         collator=trainer.data_collator,
         examples=SALIENCY_EXAMPLES,

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from contraprune.errors import UserError
-from contraprune.tasks import TASKS, TextClassification, load_task, match_labels
+from contraprune.tasks import TASKS, load_task
+from contraprune.tasks.classification import TextClassification
+from contraprune.tasks.labels import match_labels
 from tasks.test_files import write
 
 TRAIN = [
@@ -25,6 +28,7 @@ ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 def load(**changes) -> TextClassification:
     flags = {
         "task": None,
+        "task_type": None,
         "data_dir": None,
         "train_file": None,
         "validation_file": None,
@@ -172,8 +176,8 @@ def test_only_what_is_needed(tmp_path):
             "--label_column: expected without --task, found with --task toy",
         ),
         (
-            {"task": "stsb"},
-            f"--task: expected one of {', '.join(repr(name) for name in TASKS)}, found 'stsb'",
+            {"task": "imdb"},
+            f"--task: expected one of {', '.join(repr(name) for name in TASKS)}, found 'imdb'",
         ),
         ({"train_file": "t"}, "--validation_file: expected a data file, found none"),
         ({"validation_file": "t"}, "--train_file: expected a data file, found none"),
@@ -222,7 +226,7 @@ UNLABELLED = "expected a label, found -1, which marks unlabelled rows such as GL
             [{"text": "x", "label": 3.8}],
             None,
             "train.jsonl, line 1: column 'label': expected a name or a whole number, found 3.8; "
-            "regression is not supported",
+            "for real numbers pass --task_type regression",
         ),
         (
             [{"text": "x", "label": True}],
@@ -363,8 +367,13 @@ LOGITS = np.array([[2.0, 1], [0, 1], [3, -1], [-2, 5], [0, 4], [1, 0.5]], dtype=
 LABELS = np.array([0, 0, 1, 1, 1, 0])
 
 
+def scores_of(task, logits, labels):
+    rows = Dataset.from_dict({"label": labels})
+    return task.metrics(list(logits), rows, rows)
+
+
 def test_accuracy(tmp_path):
-    scores = own(tmp_path).metrics(LOGITS, LABELS)
+    scores = scores_of(own(tmp_path), LOGITS, LABELS)
     correct = [row.tolist().index(max(row)) == label for row, label in zip(LOGITS, LABELS, strict=True)]
     assert scores == {"accuracy": pytest.approx(sum(correct) / 6)}
     assert type(scores["accuracy"]) is float
@@ -380,18 +389,18 @@ def counts() -> tuple[int, int, int, int]:
 def test_f1_is_of_label_1(tmp_path, name):
     task = glue_task(tmp_path, name)
     tp, fp, _, fn = counts()
-    scores = task.metrics(LOGITS, LABELS)
+    scores = scores_of(task, LOGITS, LABELS)
     assert task.main_metric == "f1"
     assert scores["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
     assert scores.keys() == {"accuracy", "f1"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert task.metrics(-np.eye(2)[[1, 1]], np.array([0, 0]))["f1"] == 0.0
+        assert scores_of(task, -np.eye(2)[[1, 1]], np.array([0, 0]))["f1"] == 0.0
 
 
 def test_matthews_correlation(tmp_path):
     tp, fp, tn, fn = counts()
-    scores = glue_task(tmp_path, "cola").metrics(LOGITS, LABELS)
+    scores = scores_of(glue_task(tmp_path, "cola"), LOGITS, LABELS)
     expected = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     assert scores["matthews_correlation"] == pytest.approx(expected)
     assert scores.keys() == {"accuracy", "matthews_correlation"}

@@ -1,31 +1,32 @@
 """Data sets, from the flags that name them to what a model reads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from contraprune.errors import UserError
-from contraprune.tasks import glue, toy
-from contraprune.tasks.base import Task
-from contraprune.tasks.classification import (
-    Layout,
-    TextClassification,
-    build,
-    inferred_layout,
-    match_labels,
-)
+from contraprune.tasks import classification, glue, regression, toy
+from contraprune.tasks.base import Flags, Layout, Task, build
 from contraprune.tasks.files import Rows, read, read_directory, shown
 
-__all__ = ["TASKS", "Task", "TextClassification", "load_task", "match_labels"]
+__all__ = ["TASKS", "TASK_TYPES", "Task", "load_task"]
 
-_LAYOUTS = {**glue.LAYOUTS, "toy": toy.LAYOUT}
+_LAYOUTS: Mapping[str, Layout] = {**glue.LAYOUTS, "toy": toy.LAYOUT}
 TASKS = tuple(sorted(_LAYOUTS))
 """The names for ``--task``."""
+
+_INFERRED: Mapping[str, Callable[[Rows, Flags], Layout]] = {
+    "classification": classification.inferred_layout,
+    "regression": regression.inferred_layout,
+}
+TASK_TYPES = tuple(_INFERRED)
+"""The names for ``--task_type``: what the user's own files are for."""
 
 
 def load_task(
     *,
     task: str | None,
+    task_type: str | None,
     data_dir: str | None,
     train_file: str | None,
     validation_file: str | None,
@@ -41,7 +42,8 @@ def load_task(
     """Load a named task (from ``data_dir``, else from the hub; "toy" is generated) or the user's own files.
 
     Only what is needed is loaded, except that ``train_file`` is always read where given, because the labels
-    are defined by it. ``max_train_samples`` and ``max_eval_samples`` keep the first rows of each split.
+    are defined by it; ``task_type`` says what the files are for (one of ``TASK_TYPES``; None: classification).
+    ``max_train_samples`` and ``max_eval_samples`` keep the first rows of each split.
     ``seed`` draws the training rows of "toy" and nothing else. ``known_labels`` are a model's labels, which the
     user's own files may have fewer of.
 
@@ -53,6 +55,7 @@ def load_task(
             raise UserError(f"--{flag}: expected at least 1, found {limit}")
     source = _Source(
         task=task,
+        task_type=task_type,
         data_dir=data_dir,
         train_file=train_file,
         validation_file=validation_file,
@@ -74,6 +77,7 @@ class _Source:
     """The flags that say where the data are, under their own names, and the labels they are read for."""
 
     task: str | None
+    task_type: str | None
     data_dir: str | None
     train_file: str | None
     validation_file: str | None
@@ -87,6 +91,8 @@ class _Source:
 
 def _check(source: _Source) -> None:
     files = source.given("train_file", "validation_file")
+    if source.task_type is not None and source.task_type not in TASK_TYPES:
+        raise UserError(f"--task_type: expected one of {shown(TASK_TYPES)}, found '{source.task_type}'")
     if source.task is None:
         if not files:
             found = " and ".join(source.given("data_dir")) or "none of them"
@@ -95,7 +101,7 @@ def _check(source: _Source) -> None:
             raise UserError(f"--data_dir: expected with --task only, found with {' and '.join(files)}")
     elif source.task not in _LAYOUTS:
         raise UserError(f"--task: expected one of {shown(TASKS)}, found '{source.task}'")
-    elif extra := files + source.given("text_columns", "label_column"):
+    elif extra := files + source.given("task_type", "text_columns", "label_column"):
         raise UserError(f"{' and '.join(extra)}: expected without --task, found with --task {source.task}")
 
 
@@ -119,12 +125,8 @@ def _own_files(source: _Source, *, train: bool, evaluation: bool) -> tuple[str, 
     if source.validation_file is not None and (evaluation or not splits):
         splits["validation"] = read(Path(source.validation_file))
     first = next(iter(splits.values()))
-    layout = inferred_layout(
-        first,
-        text_columns=source.text_columns,
-        label_column=source.label_column,
-        known_labels=source.known_labels,
-    )
+    flags = Flags(text_columns=source.text_columns, label_column=source.label_column, known_labels=source.known_labels)
+    layout = _INFERRED[source.task_type or "classification"](first, flags)
     if not train:
         splits.pop("train", None)
     if not evaluation:

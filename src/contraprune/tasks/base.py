@@ -3,14 +3,20 @@
 import abc
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from datasets import Dataset
 from jaxtyping import Float, Int
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedTokenizerBase
+
+from contraprune.objectives import Objective
+from contraprune.tasks.files import Rows
+
+Collator = Callable[[list[dict[str, Any]]], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +24,8 @@ class Task(abc.ABC):
     """A loaded data set with everything that training and evaluation need to know about it.
 
     Attributes:
+        auto_class: the ``AutoModelFor…`` class that loads a model for the task.
+        objective: what a model of the task trains on.
         name: "sst2", "toy", or the file's name without its extension.
         train: the training rows in file order: the task's own columns and ``idx`` (0 to n-1); None where
             they were not asked for.
@@ -26,10 +34,11 @@ class Task(abc.ABC):
         main_metric: the key of ``metrics()`` by which models of this task are compared.
         fingerprint: SHA-256 (hex) of the loaded content: label names, columns and rows in order, of every
             loaded split. It does not depend on where or in which format the data lie.
-        auto_class: the ``AutoModelFor…`` class that loads a model for the task.
+        label_order: the model's index of each label, where the model numbers them otherwise (:meth:`for_model`).
     """
 
     auto_class: ClassVar[type]
+    objective: ClassVar[Objective]
 
     name: str
     train: Dataset | None
@@ -37,18 +46,120 @@ class Task(abc.ABC):
     label_names: tuple[str, ...]
     main_metric: str
     fingerprint: str
+    label_order: tuple[int, ...] = ()
+
+    # ---- models ----
 
     @abc.abstractmethod
-    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
-        """What the model reads: ``input_ids``, ``attention_mask`` (``token_type_ids`` where the tokenizer
-        makes them) cut to ``max_length`` tokens and not padded, ``labels``, ``idx``, and ``length`` (tokens).
+    def model_options(self) -> dict[str, Any]:
+        """What a model gets beside its weights when it is fine-tuned: label names, kind of problem."""
+
+    @abc.abstractmethod
+    def for_model(self, config: PretrainedConfig, name: str) -> Self:
+        """The task as a model with this configuration answers it: outputs are read in the order of the labels.
+
+        Raises:
+            UserError: the model, ``name`` in messages, was made for something else.
         """
 
     @abc.abstractmethod
-    def metrics(
-        self, logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
-    ) -> dict[str, float]:
-        """Scores by name, higher is better; columns of ``logits`` in the order of ``label_names``."""
+    def outputs(self, answer: Any, features: Mapping[str, Tensor]) -> Float[Tensor, "batch ..."]:
+        """What the objective looks at, float32, of a model's answer (its ``ModelOutput``) to these features."""
+
+    def ordered(self, logits: Float[Tensor, "... labels"]) -> Float[Tensor, "... labels"]:
+        """Logits of a model in the order of ``label_names``, float32."""
+        logits = logits.float()
+        return logits[..., list(self.label_order)] if self.label_order else logits
+
+    # ---- data ----
+
+    @abc.abstractmethod
+    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
+        """What the model reads, a row per forward pass: ``input_ids``, ``attention_mask`` (``token_type_ids`` where
+        the tokenizer makes them) cut to ``max_length`` tokens and not padded, the objective's targets, ``idx`` (0 to
+        n-1) and ``length`` (tokens). Columns that only :meth:`metrics` reads may stand beside them.
+        """
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        """Makes a batch of encoded rows, padded to the longest."""
+        return DataCollatorWithPadding(tokenizer)
+
+    @abc.abstractmethod
+    def classes(self, encoded: Dataset) -> Int[np.ndarray, " rows"] | None:
+        """The class of each encoded row, for contrast by label; None where rows have no class."""
+
+    @abc.abstractmethod
+    def metrics(self, outputs: Sequence[np.ndarray], encoded: Dataset, dataset: Dataset) -> dict[str, float]:
+        """Scores by name, higher is better.
+
+        Args:
+            outputs: of a model for each row of ``encoded``; without the padding where they are per token.
+            encoded: ``encode(dataset)``.
+            dataset: one of the evaluation splits.
+        """
+
+
+class Layout(abc.ABC):
+    """In which columns of a data set what stands: makes a :class:`Task` of its rows.
+
+    Attributes:
+        splits: names of the evaluation splits.
+        label_names: the name of each label id; empty for a task without classes.
+    """
+
+    splits: tuple[str, ...]
+    label_names: tuple[str, ...]
+
+    @abc.abstractmethod
+    def dataset(self, rows: Rows) -> Dataset:
+        """The checked rows of one split: the task's columns and ``idx``.
+
+        Raises:
+            UserError: a row lacks a column, or what stands in it cannot be used.
+        """
+
+    @abc.abstractmethod
+    def task(self, **common: Any) -> Task:
+        """The task, given the attributes that every task has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What the user said about the columns of their own files, under the names of the flags.
+
+    Attributes:
+        known_labels: a model's labels, which a file to evaluate on may have fewer of.
+    """
+
+    text_columns: Sequence[str] | None
+    label_column: str | None
+    known_labels: Sequence[str] = ()
+
+
+def build(
+    name: str,
+    layout: Layout,
+    splits: Mapping[str, Rows],
+    *,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+) -> Task:
+    """The task made of the first rows of each split; "train" is the training split.
+
+    Raises:
+        UserError: rows cannot be used.
+    """
+    data = {
+        split: layout.dataset(rows.first(max_train_samples if split == "train" else max_eval_samples))
+        for split, rows in splits.items()
+    }
+    return layout.task(
+        name=name,
+        train=data.get("train"),
+        evaluation={split: dataset for split, dataset in data.items() if split != "train"},
+        label_names=layout.label_names,
+        fingerprint=content_fingerprint(layout.label_names, data),
+    )
 
 
 def content_fingerprint(label_names: Sequence[str], splits: Mapping[str, Dataset]) -> str:

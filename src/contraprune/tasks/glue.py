@@ -1,15 +1,13 @@
-"""The classification tasks of GLUE (Wang et al., 2019, arXiv 1804.07461)."""
+"""The tasks of GLUE (Wang et al., 2019, arXiv 1804.07461)."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-import datasets
-from huggingface_hub import constants, get_session
-
-from contraprune.errors import UserError
-from contraprune.tasks.classification import Layout, named_layout
+from contraprune.tasks import hub
+from contraprune.tasks.base import Layout
+from contraprune.tasks.classification import named_layout
 from contraprune.tasks.files import Rows, read_directory
+from contraprune.tasks.regression import NumberLayout
 
 REPOSITORY = "nyu-mll/glue"
 _NLI = ("entailment", "neutral", "contradiction")
@@ -41,6 +39,7 @@ LAYOUTS: Mapping[str, Layout] = {
     ),
     "rte": named_layout("rte", text_columns=_SENTENCES, label_names=("entailment", "not_entailment")),
     "sst2": named_layout("sst2", text_columns=("sentence",), label_names=("negative", "positive")),
+    "stsb": NumberLayout(text_columns=_SENTENCES),
     "wnli": named_layout("wnli", text_columns=_SENTENCES, label_names=("not_entailment", "entailment")),
 }
 
@@ -54,41 +53,4 @@ def load(name: str, data_dir: str | None, *, train: bool, evaluation: bool) -> d
     wanted = LAYOUTS[name].splits if evaluation else ()
     if data_dir is not None:
         return read_directory(Path(data_dir), train=train, evaluation=wanted)
-    found = _from_hub(name)
-    return {split: _rows(name, split, found[split]) for split in (*["train"] * train, *wanted)}
-
-
-def _rows(name: str, split: str, dataset: datasets.Dataset) -> Rows:
-    values = dataset.data.to_pylist()
-    return Rows(source=f"{REPOSITORY} {name} {split}", values=values, numbers=range(1, len(values) + 1))
-
-
-def _from_hub(name: str) -> datasets.DatasetDict:
-    try:
-        with _no_retries_offline():
-            return datasets.load_dataset(REPOSITORY, name)
-    except Exception as error:  # of many classes: http, proxies, broken downloads, a full disk
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, ConnectionError):
-            reason = f"no connection to {constants.ENDPOINT}, and no copy in the cache"
-        advice = f"pass --data_dir with the files of {name}"
-        raise UserError(f"--task {name}: cannot load {REPOSITORY} from the hub ({reason}); {advice}") from error
-
-
-@contextmanager
-def _no_retries_offline() -> Iterator[None]:
-    """Let `datasets` look only at its cache if the hub does not answer; else it retries for 25 seconds."""
-    online = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = online or not _hub_answers()
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = online
-
-
-def _hub_answers() -> bool:
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # its classes differ between versions of huggingface_hub
-        return False
-    return True
+    return hub.load(name, REPOSITORY, name, [*["train"] * train, *wanted])

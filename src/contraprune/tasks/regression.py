@@ -1,0 +1,103 @@
+"""Regression: a real number for each text, or for each pair of texts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, final
+
+import numpy as np
+from datasets import Dataset, Features
+from datasets import Value as Type
+from jaxtyping import Float
+from scipy.stats import pearsonr, spearmanr
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
+
+from contraprune.errors import UserError
+from contraprune.objectives import Value
+from contraprune.tasks.base import Flags, Layout, Task
+from contraprune.tasks.classification import label_column
+from contraprune.tasks.files import Rows
+from contraprune.tasks.texts import text_columns, tokenize
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TextRegression(Task):
+    """A real number for each text or pair. ``train`` and ``evaluation`` have the text columns, ``label``, ``idx``."""
+
+    auto_class: ClassVar[type] = AutoModelForSequenceClassification
+    objective = Value()
+
+    text_columns: tuple[str, ...]
+
+    def model_options(self) -> dict[str, Any]:
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def for_model(self, config: PretrainedConfig, name: str) -> Self:
+        if config.num_labels != 1:
+            raise UserError(f"{name}: expected a model of one number (regression), found {config.num_labels} labels")
+        return self
+
+    def outputs(self, answer: Any, features: Mapping[str, Tensor]) -> Float[Tensor, "batch 1"]:
+        return self.ordered(answer.logits)
+
+    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Dataset:
+        encoded = tokenize(dataset, tokenizer, self.text_columns, max_length=max_length)
+        return encoded.rename_column("label", "labels")
+
+    def classes(self, encoded: Dataset) -> None:
+        return None
+
+    def metrics(self, outputs: Sequence[np.ndarray], encoded: Dataset, dataset: Dataset) -> dict[str, float]:
+        """Correlations of Pearson and Spearman; zero where the model gives the same number to all."""
+        labels, predicted = np.asarray(dataset["label"]), np.asarray(outputs, dtype=np.float64)[:, 0]
+        if len(labels) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0:
+            return {"pearson": 0.0, "spearman": 0.0}
+        return {
+            "pearson": float(pearsonr(predicted, labels).statistic),
+            "spearman": float(spearmanr(predicted, labels).statistic),
+        }
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NumberLayout(Layout):
+    """In which columns the texts and the number stand."""
+
+    text_columns: tuple[str, ...]
+    label_column: str = "label"
+    label_names: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ("validation",)
+
+    def dataset(self, rows: Rows) -> Dataset:
+        texts = {column: rows.texts(column) for column in self.text_columns}
+        columns = {**texts, "label": _numbers(rows, self.label_column), "idx": list(range(len(rows.values)))}
+        types = {column: Type("string") for column in texts} | {"label": Type("float32"), "idx": Type("int64")}
+        return Dataset.from_dict(columns, features=Features(types))
+
+    def task(self, **common: Any) -> TextRegression:
+        return TextRegression(**common, main_metric="spearman", text_columns=self.text_columns)
+
+
+def inferred_layout(rows: Rows, flags: Flags) -> NumberLayout:
+    """The layout of the user's own file.
+
+    Raises:
+        UserError: columns are missing or ambiguous.
+    """
+    label = label_column(rows, flags)
+    return NumberLayout(text_columns=text_columns(rows, flags.text_columns, label), label_column=label)
+
+
+def _numbers(rows: Rows, column: str) -> list[float]:
+    numbers = []
+    for index, value in enumerate(rows.column(column)):
+        try:
+            number = float(value) if not isinstance(value, bool) else math.nan
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise rows.error(index, f"column '{column}': expected a number, found {value!r:.80}")
+        numbers.append(number)
+    return numbers
