@@ -3,7 +3,7 @@
     python benchmarks/latency.py RUN_DIR [--threads 1] [--repeats 15] [--output FILE.json]
 
 Models are rebuilt from the sizes in results.json (what is computed does not depend on the values of weights).
-Repeats of all models are interleaved; ratios are of medians.
+All models take turns in every round; a speed-up is the median over rounds of dense time over own time.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def shrunk(dense: PreTrainedModel, heads: list[int], neurons: list[int]) -> PreT
 
 
 @torch.inference_mode()
-def milliseconds(models: dict[str, PreTrainedModel], batch: int, length: int, repeats: int) -> dict[str, float]:
+def milliseconds_of_rounds(models: dict[str, PreTrainedModel], batch: int, length: int, repeats: int) -> dict[str, list[float]]:
     inputs = {"input_ids": torch.randint(5, 1000, (batch, length)), "attention_mask": torch.ones(batch, length).long()}
     times: dict[str, list[float]] = {name: [] for name in models}
     for repeat in range(repeats + 2):
@@ -45,7 +45,7 @@ def milliseconds(models: dict[str, PreTrainedModel], batch: int, length: int, re
             model(**inputs)
             if repeat >= 2:  # warm
                 times[name].append(1e3 * (perf_counter() - start))
-    return {name: median(values) for name, values in times.items()}
+    return times
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--model", required=True, help="The dense model: its config.json gives the sizes.")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -64,10 +64,11 @@ def main() -> None:
         models[f"{stage['removed_percent']:g}"] = shrunk(dense, stage["heads"], stage["neurons"])
     table: dict[str, Any] = {name: {"parameters": sum(p.numel() for p in m.parameters())} for name, m in models.items()}
     for batch, length in BATCHES:
-        times = milliseconds(models, batch, length, arguments.repeats)
-        for name, value in times.items():
-            table[name][f"ms_{batch}x{length}"] = round(value, 3)
-            table[name][f"speedup_{batch}x{length}"] = round(times["0"] / value, 2)
+        times = milliseconds_of_rounds(models, batch, length, arguments.repeats)
+        for name, values in times.items():
+            ratios = [dense_ms / ms for dense_ms, ms in zip(times["0"], values, strict=True)]
+            table[name][f"ms_{batch}x{length}"] = round(median(values), 2)
+            table[name][f"speedup_{batch}x{length}"] = round(median(ratios), 2)
     for name, row in table.items():
         print(f"{name:>5} % removed", row)
     if arguments.output:
