@@ -7,6 +7,8 @@ from contraprune.tasks import hub
 from contraprune.tasks.files import Rows, read_directory
 from contraprune.tasks.question_answering import QuestionLayout
 
+OWNER = "rajpurkar"
+
 LAYOUTS: Mapping[str, QuestionLayout] = {
     "squad": QuestionLayout(unanswerable=False, published=True),
     "squad_v2": QuestionLayout(unanswerable=True, published=True),
@@ -22,4 +24,4 @@ def load(name: str, data_dir: str | None, *, train: bool, evaluation: bool) -> d
     wanted = LAYOUTS[name].splits if evaluation else ()
     if data_dir is not None:
         return read_directory(Path(data_dir), train=train, evaluation=wanted)
-    return hub.load(name, f"rajpurkar/{name}", None, [*["train"] * train, *wanted])
+    return hub.load(name, f"{OWNER}/{name}", None, [*["train"] * train, *wanted])

@@ -63,16 +63,19 @@ def squad_v2(
     answerable = np.array([bool(known) for known in truths])
     answered = np.array([answer != "" for answer in answers])
     matches = [_matches(answer, known) for answer, known in zip(answers, truths, strict=True)]
-    scores: dict[str, float] = {}
-    best: dict[str, float] = {}
-    for name, raw in zip(("exact_match", "f1"), np.array(matches).T, strict=True):
-        score = np.where(null_margins > null_threshold, ~answerable, raw)
-        scores[name] = float(score.mean())
-        for group, members in (("HasAns", answerable), ("NoAns", ~answerable)):
-            if members.any():
-                scores[f"{group}_{name}"] = float(score[members].mean())
-        best[f"best_{name}"] = _at_best_threshold(raw, null_margins, answerable, answered)
-    return scores | best
+    raw = dict(zip(("exact_match", "f1"), np.array(matches).T, strict=True))
+    scores = {name: np.where(null_margins > null_threshold, ~answerable, values) for name, values in raw.items()}
+    groups = {"": np.ones_like(answerable), "HasAns_": answerable, "NoAns_": ~answerable}
+    means = {
+        f"{group}{name}": float(values[members].mean())
+        for group, members in groups.items()
+        if members.any()
+        for name, values in scores.items()
+    }
+    best = {
+        f"best_{name}": _at_best_threshold(values, null_margins, answerable, answered) for name, values in raw.items()
+    }
+    return means | best
 
 
 def _matches(answer: str, truths: Sequence[str]) -> tuple[float, float]:
