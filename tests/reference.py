@@ -100,3 +100,55 @@ def golden_bert(golden: Path, name: str) -> BertForSequenceClassification:
         weights.pop(extra, None)
     model.load_state_dict(weights)
     return model.eval()
+
+
+def squad_words(answer: str) -> list[str]:
+    """The words of an answer as SQuAD's official scripts compare them, one character at a time."""
+    kept = [character for character in answer.lower() if character not in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"]
+    runs: list[str] = []
+    for character in kept:
+        if runs and runs[-1][-1].isalnum() and character.isalnum():
+            runs[-1] += character
+        else:
+            runs.append(character)
+    return "".join(" " if run in ("a", "an", "the") else run for run in runs).split()
+
+
+def squad_f1(answer: str, truth: str, *, empty_is_right: bool) -> float:
+    """F1 of two bags of words; version 2 also compares bags without words."""
+    words, left = squad_words(answer), squad_words(truth)
+    if empty_is_right and (not words or not left):
+        return float(words == left)
+    size, shared = len(words) + len(left), 0
+    for word in words:
+        if word in left:
+            left.remove(word)
+            shared += 1
+    return 2 * shared / size if shared else 0.0
+
+
+def squad_scores(answers: Sequence[str], truths: Sequence[Sequence[str]], *, version: int):
+    """(exact match, F1) of each question; in version 2 an unanswerable one has the empty truth."""
+    scores = []
+    for answer, known in zip(answers, truths, strict=True):
+        right = list(known)
+        if version == 2:
+            right = [truth for truth in known if squad_words(truth)] or [""]
+        exact = max(float(squad_words(answer) == squad_words(truth)) for truth in right)
+        scores.append((exact, max(squad_f1(answer, truth, empty_is_right=version == 2) for truth in right)))
+    return scores
+
+
+def best_span(start_logits, end_logits, context, *, n_best, max_answer_length):
+    """(start, end, score) by trying every pair of tokens ``context`` (a range) has; None where it has none."""
+    starts, ends = (
+        sorted(context, key=lambda token: (-logits[token], token))[:n_best] for logits in (start_logits, end_logits)
+    )
+    best = None
+    for start in context:
+        for end in context:
+            if start in starts and end in ends and start <= end < start + max_answer_length:
+                score = float(start_logits[start]) + float(end_logits[end])
+                if best is None or score > best[2]:
+                    best = (start, end, score)
+    return best

@@ -17,7 +17,7 @@ def test_a_recipe_says_what_its_name_says(path, tmp_path):
     run, data, pruning, _, contrast, arguments = parse("prune", PRUNE_SETTINGS, flags)[: len(PRUNE_SETTINGS)]
     task, percent = path.stem.split("-")[-2:]
     assert data.task == task
-    assert data.task in TASKS or data.task == "squad"  # which is to come
+    assert data.task in TASKS
     assert pruning.density == int(percent) / 100
     assert run.teacher == "t"
     assert (pruning.score_init, contrast.normalization, arguments.num_train_epochs) == ("zero", "released", 10)

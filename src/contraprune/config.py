@@ -19,6 +19,9 @@ import yaml
 from transformers import TrainingArguments
 
 from contraprune.errors import UserError
+from contraprune.tasks.base import Task
+from contraprune.tasks.question_answering import QuestionAnswering
+from contraprune.tasks.spans import AnswerOptions
 
 Source = Literal["pretrained", "snapshots", "finetuned"]
 SOURCES: tuple[Source, ...] = ("pretrained", "snapshots", "finetuned")
@@ -42,31 +45,61 @@ class DataConfig:
 
     _argument_group_name: ClassVar[str] = "data"
 
-    task: str | None = setting(None, "A GLUE task (sst2, mnli, qqp, ...) or toy, a small set made by contraprune.")
+    task: str | None = setting(
+        None, "A GLUE task (sst2, mnli, qqp, ...), squad, squad_v2, or toy, a small set made by contraprune."
+    )
     data_dir: str | None = setting(
         None,
         "Folder with train and validation files of --task (.jsonl, .csv, .tsv, .parquet). Default: the hub.",
     )
     task_type: str | None = setting(
-        None, "What your own files are for: classification or regression. Default: classification."
+        None,
+        "What your own files are for: classification, regression or question_answering. Default: classification.",
     )
     train_file: str | None = setting(None, "Your own training file (.jsonl, .csv, .tsv, .parquet), without --task.")
     validation_file: str | None = setting(None, "Your own validation file.")
     text_columns: list[str] | None = setting(None, "Column(s) of the text: one, or two for pairs. Default: guessed.")
-    label_column: str | None = setting(None, "Column of the label. Default: label.")
+    label_column: str | None = setting(None, "Column of the label (of the answers). Default: label (answers).")
     max_train_samples: int | None = setting(None, "Use only the first N training rows.")
     max_eval_samples: int | None = setting(None, "Use only the first N validation rows.")
-    max_length: int = setting(128, "Texts are cut to this many tokens.")
+    max_length: int | None = setting(
+        None,
+        f"Texts are cut to this many tokens; long contexts of questions are read in parts. Default: "
+        f"{Task.default_max_length}, for question answering {QuestionAnswering.default_max_length}.",
+    )
+    doc_stride: int | None = setting(
+        AnswerOptions.doc_stride,
+        "Question answering: tokens that two neighbouring parts of a context share. Default: a third of --max_length.",
+    )
+    n_best: int = setting(
+        AnswerOptions.n_best, "Question answering: starts and ends of each part that are candidates for the answer."
+    )
+    max_answer_length: int = setting(
+        AnswerOptions.max_answer_length, "Question answering: answers have at most this many tokens."
+    )
+    null_threshold: float = setting(
+        AnswerOptions.null_threshold,
+        "Question answering: give no answer where that scores better than the best answer by more than this.",
+    )
 
     def __post_init__(self) -> None:
-        _require(self.max_length >= 4, "max_length", "at least 4", self.max_length)
+        _require(self.max_length is None or self.max_length >= 4, "max_length", "at least 4", self.max_length)
+        _require(self.doc_stride is None or self.doc_stride >= 0, "doc_stride", "zero or more", self.doc_stride)
+        for flag in ("n_best", "max_answer_length"):
+            _require(getattr(self, flag) >= 1, flag, "a positive number", getattr(self, flag))
         for flag in ("max_train_samples", "max_eval_samples"):
             value = getattr(self, flag)
             _require(value is None or value >= 1, flag, "a positive number", value)
 
     def source(self) -> dict[str, Any]:
         """The settings that say which rows to load: those of ``contraprune.tasks.load_task``."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "max_length"}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "max_length"}
+        answering = AnswerOptions(**{f.name: values.pop(f.name) for f in dataclasses.fields(AnswerOptions)})
+        return values | {"answering": answering}
+
+    def for_task(self, task: Task) -> "DataConfig":
+        """With the task's own length of texts where none was asked for."""
+        return dataclasses.replace(self, max_length=self.max_length or task.default_max_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +229,10 @@ class ContrastConfig:
         "Mean over anchors and positives (supcon), or what the paper's released code computes (released).",
     )
     extra_examples: int = setting(4096, "Bank rows of other examples that each batch is contrasted with, per source.")
-    pooling: Literal["cls", "mean"] = setting(
-        "mean", "Sentence representation: the mean over tokens, or the pooler output or first token (cls)."
+    pooling: Literal["auto", "cls", "mean"] = setting(
+        "auto",
+        "Sentence representation: the mean over tokens, the pooler output or first token (cls), or by the task "
+        "(auto): cls for question answering, else mean.",
     )
     bank_dtype: Literal["float16", "float32"] = setting("float16", "Number format of the representation banks.")
     bank_memory_gb: float = setting(4.0, "Banks beyond this many gigabytes in all stay on disk (memory-mapped).")
@@ -219,6 +254,11 @@ class ContrastConfig:
         for flag in ("temperature", "kd_temperature"):
             _require(getattr(self, flag) > 0, flag, "a positive number", getattr(self, flag))
         _require(self.extra_examples >= 0, "extra_examples", "zero or more", self.extra_examples)
+
+    def for_task(self, task: Task) -> "ContrastConfig":
+        """With the task's own sentence representation where none was asked for."""
+        pooling = task.default_pooling if self.pooling == "auto" else self.pooling
+        return dataclasses.replace(self, pooling=pooling)
 
     @property
     def sources(self) -> tuple[str, ...]:

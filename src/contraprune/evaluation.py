@@ -17,11 +17,11 @@ def evaluate_path(path: str, data: DataConfig, config: EvaluationConfig) -> Eval
     model_config = load_config(path)
     names = [label for _, label in sorted(model_config.id2label.items())]
     task = load_task(**data.source(), seed=0, need_train=False, known_labels=names).for_model(model_config, path)
+    max_length = data.for_task(task).max_length
+    assert max_length is not None
     model = load_pretrained(task.auto_class, path).to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(path)
-    encoded = {
-        split: task.encode(rows, tokenizer, max_length=data.max_length) for split, rows in task.evaluation.items()
-    }
+    encoded = {split: task.encode(rows, tokenizer, max_length=max_length) for split, rows in task.evaluation.items()}
     return evaluate(
         model, task, encoded, task.collator(tokenizer), batch_size=config.batch_size, progress=not config.quiet
     )

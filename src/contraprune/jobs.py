@@ -28,7 +28,7 @@ from contraprune.errors import UserError
 from contraprune.prediction import Evaluation, evaluate
 from contraprune.runs import RunDirectory
 from contraprune.saving import load_pretrained, save_model
-from contraprune.tasks import Task, load_task
+from contraprune.tasks import Task
 from contraprune.trainer import TaskTrainer
 
 # Settings that may differ when a run is taken up again: they say how it reports and saves, not what it computes.
@@ -44,7 +44,7 @@ class Job:
     """One run: fine-tuning or pruning of one task's data into one directory."""
 
     task: Task
-    data: DataConfig
+    max_length: int
     arguments: TrainingArguments
     directory: RunDirectory
     finished: bool
@@ -55,14 +55,19 @@ class Job:
     _collator: Any = None
 
     @classmethod
-    def start(cls, command: str, run: RunConfig, settings: tuple[Any, ...], arguments: FinetuneArguments) -> "Job":
-        """Loads the data and claims the run directory.
+    def start(
+        cls, command: str, task: Task, run: RunConfig, settings: tuple[Any, ...], arguments: FinetuneArguments
+    ) -> "Job":
+        """Claims the run directory.
+
+        Args:
+            settings: as they are to be recorded, those of the data first.
 
         Raises:
-            UserError: the data cannot be used, or the directory holds something else.
+            UserError: a setting means nothing for the task, or the directory holds something else.
         """
-        data = settings[0]
-        task = load_task(**data.source(), seed=arguments.seed)
+        data: DataConfig = settings[0]
+        assert data.max_length is not None, "for_task() comes first"
         smoothing = arguments.label_smoothing_factor
         if smoothing and not task.objective.smooths_labels:
             raise UserError(f"--label_smoothing_factor {smoothing}: only for tasks with classes, not for {task.name}")
@@ -74,7 +79,13 @@ class Job:
             identity = frozenset(resolved) - _NOT_IDENTITY
             status = [directory.claim(resolved, record, identity=identity, overwrite=run.overwrite)]
         broadcast_object_list(status)
-        return cls(task=task, data=data, arguments=arguments, directory=directory, finished=status[0] == "finished")
+        return cls(
+            task=task,
+            max_length=data.max_length,
+            arguments=arguments,
+            directory=directory,
+            finished=status[0] == "finished",
+        )
 
     @property
     def main(self) -> bool:
@@ -118,11 +129,10 @@ class Job:
         """
         self.task = task = self.task.for_model(model.config, name)
         assert task.train is not None
-        encoded = task.encode(task.train, tokenizer, max_length=self.data.max_length)
+        encoded = task.encode(task.train, tokenizer, max_length=self.max_length)
         self._train = readable(encoded, model, task.objective)
         self._evaluation = {
-            split: task.encode(rows, tokenizer, max_length=self.data.max_length)
-            for split, rows in task.evaluation.items()
+            split: task.encode(rows, tokenizer, max_length=self.max_length) for split, rows in task.evaluation.items()
         }
         self._collator = task.collator(tokenizer)
 

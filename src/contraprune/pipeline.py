@@ -20,6 +20,7 @@ from contraprune.config import (
 from contraprune.jobs import Job
 from contraprune.saving import load_for_finetuning, load_tokenizer, parameter_counts
 from contraprune.structured import prune_units
+from contraprune.tasks import load_task
 from contraprune.trainer import TaskTrainer
 from contraprune.unstructured import prune_weights
 
@@ -55,7 +56,8 @@ def prune(**options: Any) -> dict[str, Any]:
 
 def run_finetune(run: RunConfig, data: DataConfig, arguments: FinetuneArguments) -> dict[str, Any]:
     """:func:`finetune` with settings that were checked."""
-    job = Job.start("finetune", run, (data,), arguments)
+    task = load_task(**data.source(), seed=arguments.seed)
+    job = Job.start("finetune", task, run, (data.for_task(task),), arguments)
     if job.finished:
         return job.directory.read_results()
     tokenizer = load_tokenizer(run.model)
@@ -88,7 +90,9 @@ def run_prune(
         refuse_unless_default(structured, names, f"only with --method taylor, not with {pruning.method}")
     if arguments.num_train_epochs is None:
         arguments.num_train_epochs = 1.0 if whole_units else 8.0
-    job = Job.start("prune", run, (data, pruning, structured, contrast), arguments)
+    task = load_task(**data.source(), seed=arguments.seed)
+    contrast = contrast.for_task(task)
+    job = Job.start("prune", task, run, (data.for_task(task), pruning, structured, contrast), arguments)
     if job.finished:
         return job.directory.read_results()
     if whole_units:

@@ -77,6 +77,7 @@ def prepare(
     Raises:
         UserError: a model cannot be used, or the two do not fit each other or the data.
     """
+    assert contrast.pooling != "auto", "for_task() comes first"
     tokenizer = load_tokenizer(run.teacher)
     _check_tokenizers(tokenizer, load_tokenizer(run.model), run)
     set_seed(job.arguments.seed)
@@ -129,6 +130,7 @@ class Sources:
             task=trainer.task,
             dataset=dataset,
             config=contrast,
+            pooling=trainer.reader.pooling,
             use_pooler=trainer.reader.use_pooler,
             in_memory=len(dataset) * width * representations <= contrast.bank_memory_gb * 1e9,
             collator=trainer.data_collator,

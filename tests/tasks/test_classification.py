@@ -38,7 +38,7 @@ def load(**changes) -> TextClassification:
         "max_eval_samples": None,
         "seed": 0,
     }
-    assert changes.keys() <= flags.keys() | {"need_train", "need_evaluation"}
+    assert changes.keys() <= flags.keys() | {"need_train", "need_evaluation", "answering"}
     paths = {k: str(v) for k, v in changes.items() if isinstance(v, Path)}
     return load_task(**{**flags, **changes, **paths})
 

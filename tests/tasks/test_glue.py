@@ -41,7 +41,7 @@ KNOWN = {
 
 
 def test_the_tasks_we_know():
-    assert TASKS == ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "toy", "wnli")
+    assert TASKS == ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "squad", "squad_v2", "sst2", "stsb", "toy", "wnli")
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -1,23 +1,26 @@
 """Data sets, from the flags that name them to what a model reads."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from contraprune.errors import UserError
-from contraprune.tasks import classification, glue, regression, toy
+from contraprune.tasks import classification, glue, question_answering, regression, squad, toy
 from contraprune.tasks.base import Flags, Layout, Task, build
 from contraprune.tasks.files import Rows, read, read_directory, shown
+from contraprune.tasks.question_answering import QuestionLayout
+from contraprune.tasks.spans import AnswerOptions
 
 __all__ = ["TASKS", "TASK_TYPES", "Task", "load_task"]
 
-_LAYOUTS: Mapping[str, Layout] = {**glue.LAYOUTS, "toy": toy.LAYOUT}
+_LAYOUTS: Mapping[str, Layout] = {**glue.LAYOUTS, **squad.LAYOUTS, "toy": toy.LAYOUT}
 TASKS = tuple(sorted(_LAYOUTS))
 """The names for ``--task``."""
 
 _INFERRED: Mapping[str, Callable[[Rows, Flags], Layout]] = {
     "classification": classification.inferred_layout,
     "regression": regression.inferred_layout,
+    "question_answering": question_answering.inferred_layout,
 }
 TASK_TYPES = tuple(_INFERRED)
 """The names for ``--task_type``: what the user's own files are for."""
@@ -38,6 +41,7 @@ def load_task(
     need_train: bool = True,
     need_evaluation: bool = True,
     known_labels: Sequence[str] = (),
+    answering: AnswerOptions | None = None,
 ) -> Task:
     """Load a named task (from ``data_dir``, else from the hub; "toy" is generated) or the user's own files.
 
@@ -45,7 +49,7 @@ def load_task(
     are defined by it; ``task_type`` says what the files are for (one of ``TASK_TYPES``; None: classification).
     ``max_train_samples`` and ``max_eval_samples`` keep the first rows of each split.
     ``seed`` draws the training rows of "toy" and nothing else. ``known_labels`` are a model's labels, which the
-    user's own files may have fewer of.
+    user's own files may have fewer of. ``answering`` is for question answering alone.
 
     Raises:
         UserError: flags contradict each other or are missing, or the data cannot be used.
@@ -69,6 +73,7 @@ def load_task(
     else:
         name, layout = task, _LAYOUTS[task]
         splits = _named(task, data_dir, seed, train=need_train, evaluation=need_evaluation)
+    layout = _answering(layout, answering or AnswerOptions(), name)
     return build(name, layout, splits, max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
 
 
@@ -106,6 +111,8 @@ def _check(source: _Source) -> None:
 
 
 def _named(task: str, data_dir: str | None, seed: int, *, train: bool, evaluation: bool) -> dict[str, Rows]:
+    if task in squad.LAYOUTS:
+        return squad.load(task, data_dir, train=train, evaluation=evaluation)
     if task != "toy":
         return glue.load(task, data_dir, train=train, evaluation=evaluation)
     if data_dir is not None:
@@ -132,3 +139,16 @@ def _own_files(source: _Source, *, train: bool, evaluation: bool) -> tuple[str, 
     if not evaluation:
         splits.pop("validation", None)
     return Path(first.source).stem, layout, splits
+
+
+def _answering(layout: Layout, options: AnswerOptions, name: str) -> Layout:
+    """The layout with options that only question answering has; those that would have no effect are refused."""
+    changed = [f.name for f in fields(options) if getattr(options, f.name) != f.default]
+    if not isinstance(layout, QuestionLayout):
+        if changed:
+            found = f"--{changed[0]} {getattr(options, changed[0])}"
+            raise UserError(f"{found}: only for question answering, not for {name}")
+        return layout
+    if "null_threshold" in changed and layout.unanswerable is False:
+        raise UserError(f"--null_threshold {options.null_threshold}: every question of {name} has an answer")
+    return replace(layout, options=options)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedTokenizerBase
 
 from contraprune.objectives import Objective
+from contraprune.pooling import Pooling
 from contraprune.tasks.files import Rows
 
 Collator = Callable[[list[dict[str, Any]]], Any]
@@ -26,6 +27,8 @@ class Task(abc.ABC):
     Attributes:
         auto_class: the ``AutoModelFor…`` class that loads a model for the task.
         objective: what a model of the task trains on.
+        default_max_length: the tokens that texts are cut to where nothing else is asked for.
+        default_pooling: the sentence representation where nothing else is asked for.
         name: "sst2", "toy", or the file's name without its extension.
         train: the training rows in file order: the task's own columns and ``idx`` (0 to n-1); None where
             they were not asked for.
@@ -39,6 +42,8 @@ class Task(abc.ABC):
 
     auto_class: ClassVar[type]
     objective: ClassVar[Objective]
+    default_max_length: ClassVar[int] = 128
+    default_pooling: ClassVar[Pooling] = "mean"
 
     name: str
     train: Dataset | None
