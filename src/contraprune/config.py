@@ -48,7 +48,7 @@ class DataConfig:
         "Folder with train and validation files of --task (.jsonl, .csv, .tsv, .parquet). Default: the hub.",
     )
     task_type: str | None = setting(
-        None, "What your own files are for: classification or regression. Default: classification."
+        None, "What your own files are for: classification, regression or embedding. Default: classification."
     )
     train_file: str | None = setting(None, "Your own training file (.jsonl, .csv, .tsv, .parquet), without --task.")
     validation_file: str | None = setting(None, "Your own validation file.")

@@ -18,6 +18,7 @@ from contraprune.bank import RowFile, RowSpec
 from contraprune.config import ContrastConfig
 from contraprune.encoding import Reader, encode, features_of
 from contraprune.objectives import Objective
+from contraprune.pooling import Pooling
 from contraprune.tasks import Task
 
 
@@ -55,13 +56,14 @@ class SourceBuilder:
 
     Attributes:
         dataset: the encoded training set.
-        use_pooler: whether the pooler output is the representation where there is one (see ``Reader``).
+        pooling, use_pooler: how representations are made (see ``Reader``).
         in_memory: hold finished banks in memory rather than memory-mapped.
     """
 
     task: Task
     dataset: datasets.Dataset
     config: ContrastConfig
+    pooling: Pooling
     use_pooler: bool
     in_memory: bool
     collator: Callable[[list[dict[str, Any]]], Any]
@@ -79,11 +81,11 @@ class SourceBuilder:
             "model": model_fingerprint(model),
             "tokens": encoded_fingerprint(self.dataset, self.task.objective),
             "outputs": f"{type(self.task).__name__} {self.task.label_order}",
-            "pooling": f"{self.config.pooling}{'+pooler' if self.use_pooler else ''}",
+            "pooling": f"{self.pooling}{'+pooler' if self.use_pooler else ''}",
             "precision": str(self.accelerator.mixed_precision),
         }
         key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:20]
-        reader = Reader(model, pooling=self.config.pooling, use_pooler=self.use_pooler)
+        reader = Reader(model, pooling=self.pooling, use_pooler=self.use_pooler)
         width = self._output_width(model)
         representations, outputs = self.encode(model, reader, cache / key, provenance, description, outputs=width)
         reader.remove()

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedTokenizerBase
 
 from contraprune.objectives import Objective
+from contraprune.pooling import Pooling
 from contraprune.tasks.files import Rows
 
 Collator = Callable[[list[dict[str, Any]]], Any]
@@ -65,6 +66,15 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def outputs(self, answer: Any, features: Mapping[str, Tensor]) -> Float[Tensor, "batch ..."]:
         """What the objective looks at, float32, of a model's answer (its ``ModelOutput``) to these features."""
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """The pooling that a model's own outputs come from; None where representations may be pooled in any way."""
+        return None
+
+    def files(self) -> Mapping[str, str]:
+        """Text files that a saved model of the task needs beside its weights, by their path."""
+        return {}
 
     def ordered(self, logits: Float[Tensor, "... labels"]) -> Float[Tensor, "... labels"]:
         """Logits of a model in the order of ``label_names``, float32."""
@@ -118,6 +128,10 @@ class Layout(abc.ABC):
             UserError: a row lacks a column, or what stands in it cannot be used.
         """
 
+    def training(self, rows: Rows) -> Dataset:
+        """The same for the training split, where that is another kind of data."""
+        return self.dataset(rows)
+
     @abc.abstractmethod
     def task(self, **common: Any) -> Task:
         """The task, given the attributes that every task has."""
@@ -150,7 +164,9 @@ def build(
         UserError: rows cannot be used.
     """
     data = {
-        split: layout.dataset(rows.first(max_train_samples if split == "train" else max_eval_samples))
+        split: layout.training(rows.first(max_train_samples))
+        if split == "train"
+        else layout.dataset(rows.first(max_eval_samples))
         for split, rows in splits.items()
     }
     return layout.task(
