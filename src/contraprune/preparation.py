@@ -24,6 +24,19 @@ from contraprune.tasks import Task
 from contraprune.trainer import ContrastTrainer, Knowledge
 
 
+def refuse_without_effect(contrast: ContrastConfig, task: Task) -> None:
+    """Refuses settings of the losses that mean nothing for a task.
+
+    Raises:
+        UserError: one of them was changed from its default.
+    """
+    if not task.objective.targets:
+        reason = f"without effect on {task.name}, which has no labels and learns from a teacher's vectors alone"
+        refuse_unless_default(contrast, ("ce_weight", "supervised_weight", "kd_temperature"), reason)
+    if task.pooling is not None:
+        refuse_unless_default(contrast, ("pooling",), "without effect on embeddings: the model says how it pools")
+
+
 @dataclass(kw_only=True)
 class Prepared:
     """The student and everything that its losses need, before anything is pruned."""
@@ -76,10 +89,8 @@ def prepare(
         snapshots: how many snapshots there will be at most, for planning memory.
 
     Raises:
-        UserError: a model cannot be used, the two do not fit each other or the data, or a setting of the losses has
-            no effect on the task.
+        UserError: a model cannot be used, or the two do not fit each other or the data.
     """
-    _check_effects(job.task, contrast)
     tokenizer = load_tokenizer(run.teacher)
     _check_tokenizers(tokenizer, load_tokenizer(run.model), run)
     set_seed(job.arguments.seed)
@@ -198,15 +209,6 @@ def _without_repetition(
     left = ",".join(source for source in contrast.sources if source != "pretrained")
     logging.getLogger(__name__).warning("--model and --teacher are the same model: contrasting with %s", left)
     return dataclasses.replace(contrast, contrast=left)
-
-
-def _check_effects(task: Task, contrast: ContrastConfig) -> None:
-    """Refuses settings of the losses that would have no effect on the task."""
-    if not task.objective.targets:
-        reason = f"without effect on {task.name}, which has no labels and learns from a teacher's vectors alone"
-        refuse_unless_default(contrast, ("ce_weight", "supervised_weight", "kd_temperature"), reason)
-    if task.pooling is not None:
-        refuse_unless_default(contrast, ("pooling",), "without effect on embeddings: the model says how it pools")
 
 
 def _check_tokenizers(teacher: PreTrainedTokenizerBase, model: PreTrainedTokenizerBase, run: PruneRunConfig) -> None:

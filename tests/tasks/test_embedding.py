@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 import contraprune
 from contraprune import UserError
 from contraprune.callbacks import GradualPruning
+from contraprune.cli import main
 from contraprune.config import DataConfig, EvaluationConfig
 from contraprune.evaluation import evaluate_path
 from contraprune.gates import attach_gates
@@ -414,6 +415,14 @@ def test_there_is_nothing_to_finetune(encoder_options, tmp_path):
     with pytest.raises(UserError, match=r"^--task_type embedding: there is nothing to fine-tune on"):
         contraprune.finetune(**{name: encoder_options[name] for name in taken})
     assert not (tmp_path / "run").exists()
+
+
+def test_the_commands(tiny, pairs, capsys):
+    flags = ["--task", "stsb", "--task_type", "embedding", "--data_dir", str(pairs)]
+    assert main(["evaluate", str(tiny / "pretrained"), *flags, "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == evaluate(tiny / "pretrained", pairs, None)
+    assert main(["inspect", str(tiny / "pretrained")]) == 0
+    assert "BertModel" in capsys.readouterr().out
 
 
 def test_encoders_with_more_than_pooling_are_refused(encoder_options, encoder):
