@@ -4,7 +4,7 @@ Training needs texts and nothing else. What the vectors are worth is measured on
 says how similar they are: the correlation of these numbers with the cosine similarity of the vectors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, ClassVar, Self, final
@@ -81,8 +81,12 @@ class SentenceEmbedding(Task):
 
 
 def _different(dataset: Dataset) -> list[str]:
-    """Every text of a data set once, row by row."""
-    columns = [dataset[column] for column in (_TEXT, *_PAIR) if column in dataset.column_names]
+    """Every text of a data set, of texts or of pairs, once."""
+    return _once([dataset[column] for column in (_TEXT, *_PAIR) if column in dataset.column_names])
+
+
+def _once(columns: Sequence[Iterable[str]]) -> list[str]:
+    """Every text once, row by row."""
     return list(dict.fromkeys(chain.from_iterable(zip(*columns, strict=True))))
 
 
@@ -120,8 +124,7 @@ class EmbeddingLayout(Layout):
         asked = self.text_columns
         if asked and len(asked) > 1 and not set(asked) & set(rows.columns):
             asked = None  # these are the pairs of the evaluation data
-        columns = [rows.texts(column) for column in text_columns(rows, asked)]
-        texts = list(dict.fromkeys(chain.from_iterable(zip(*columns, strict=True))))
+        texts = _once([rows.texts(column) for column in text_columns(rows, asked)])
         types = Features({_TEXT: Value("string"), "idx": Value("int64")})
         return Dataset.from_dict({_TEXT: texts, "idx": list(range(len(texts)))}, features=types)
 
