@@ -36,7 +36,9 @@ def shrunk(dense: PreTrainedModel, heads: list[int], neurons: list[int]) -> PreT
 
 
 @torch.inference_mode()
-def milliseconds_of_rounds(models: dict[str, PreTrainedModel], batch: int, length: int, repeats: int) -> dict[str, list[float]]:
+def milliseconds_of_rounds(
+    models: dict[str, PreTrainedModel], batch: int, length: int, repeats: int
+) -> dict[str, list[float]]:
     inputs = {"input_ids": torch.randint(5, 1000, (batch, length)), "attention_mask": torch.ones(batch, length).long()}
     times: dict[str, list[float]] = {name: [] for name in models}
     for repeat in range(repeats + 2):

@@ -1,12 +1,14 @@
 """Pooling: golden encodings of a real transformers model, and the naive loop."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import reference
-from contraprune.pooling import pool
+from contraprune.pooling import Pooling, pool
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -41,6 +43,28 @@ def test_mean_of_a_fully_masked_row_is_zero():
     assert pooled.tolist() == [[0, 0]]
 
 
-def test_cls_is_the_first_token_where_there_is_no_pooler():
-    hidden, mask = torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.long)
-    assert torch.equal(pool(hidden, mask, pooling="cls"), hidden[:, 0])
+def by_hand(tokens, pooling):
+    """One row's vector from the list of its real tokens."""
+    match pooling:
+        case "cls":
+            return tokens[0]
+        case "lasttoken":
+            return tokens[-1]
+        case "max":
+            return torch.stack([max(values) for values in zip(*tokens, strict=True)])
+        case "mean":
+            return sum(tokens) / len(tokens)
+        case "mean_sqrt_len_tokens":
+            return sum(tokens) / len(tokens) ** 0.5
+        case "weightedmean":
+            return sum(n * token for n, token in enumerate(tokens, 1)) / sum(range(1, len(tokens) + 1))
+
+
+@pytest.mark.parametrize("pooling", get_args(Pooling))
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_every_pooling_sees_the_real_tokens_on_whichever_side_they_are(pooling, side):
+    hidden = torch.randn(3, 5, 4, dtype=torch.float64) - 3
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
+    mask = mask.flip(1) if side == "left" else mask
+    expected = [by_hand([hidden[row, t] for t in range(5) if mask[row, t]], pooling) for row in range(3)]
+    torch.testing.assert_close(pool(hidden, mask, pooling=pooling), torch.stack(expected))

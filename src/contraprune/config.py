@@ -54,7 +54,8 @@ class DataConfig:
     )
     task_type: str | None = setting(
         None,
-        "What your own files are for: classification, regression or question_answering. Default: classification.",
+        "What the data are for: classification, regression, question_answering or embedding. Default: what --task was "
+        "made for, with your own files classification.",
     )
     train_file: str | None = setting(None, "Your own training file (.jsonl, .csv, .tsv, .parquet), without --task.")
     validation_file: str | None = setting(None, "Your own validation file.")
@@ -257,8 +258,9 @@ class ContrastConfig:
 
     def for_task(self, task: Task) -> "ContrastConfig":
         """With the task's own sentence representation where none was asked for."""
-        pooling = task.default_pooling if self.pooling == "auto" else self.pooling
-        return dataclasses.replace(self, pooling=pooling)
+        if self.pooling != "auto" or task.default_pooling is None:
+            return self
+        return dataclasses.replace(self, pooling=task.default_pooling)
 
     @property
     def sources(self) -> tuple[str, ...]:

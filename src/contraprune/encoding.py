@@ -64,7 +64,7 @@ class Reader:
 
     Args:
         model: any transformers model; read at ``model.base_model``.
-        pooling: ``"cls"`` or ``"mean"``.
+        pooling: see :func:`contraprune.pooling.pool`.
         use_pooler: with ``"cls"``, take the pooler output where the model has one.
     """
 

@@ -39,6 +39,12 @@ _NOT_IDENTITY = frozenset(
 )  # fmt: skip
 
 
+_NOTHING_TO_LEARN = (
+    "there is nothing to fine-tune on, its only targets are a teacher's: prune a sentence encoder as it is, with "
+    "--teacher and --model both naming it"
+)
+
+
 @dataclass(kw_only=True)
 class Job:
     """One run: fine-tuning or pruning of one task's data into one directory."""
@@ -71,6 +77,8 @@ class Job:
         smoothing = arguments.label_smoothing_factor
         if smoothing and not task.objective.smooths_labels:
             raise UserError(f"--label_smoothing_factor {smoothing}: only for tasks with classes, not for {task.name}")
+        if command == "finetune" and not task.objective.targets:
+            raise UserError(f"--task_type {data.task_type}: {_NOTHING_TO_LEARN}")
         directory = RunDirectory(arguments.output_dir or "")
         resolved = _resolved((run, *settings), arguments)
         record = {"command": command, "data": task.fingerprint, **_environment()}
@@ -163,7 +171,7 @@ class Job:
         """Saves the model, then reads it back and evaluates what was saved."""
         saved = model
         if self.main:
-            save_model(model, tokenizer, self.directory.model)
+            save_model(model, tokenizer, self.directory.model, files=self.task.files())
             saved = load_pretrained(self.task.auto_class, str(self.directory.model))
         evaluation = self.evaluate(saved.to(self.arguments.device))
         self.lap("evaluate")

@@ -18,6 +18,7 @@ from contraprune.config import (
     refuse_unless_default,
 )
 from contraprune.jobs import Job
+from contraprune.preparation import refuse_without_effect
 from contraprune.saving import load_for_finetuning, load_tokenizer, parameter_counts
 from contraprune.structured import prune_units
 from contraprune.tasks import load_task
@@ -91,6 +92,7 @@ def run_prune(
     if arguments.num_train_epochs is None:
         arguments.num_train_epochs = 1.0 if whole_units else 8.0
     task = load_task(**data.source(), seed=arguments.seed)
+    refuse_without_effect(contrast, task)
     contrast = contrast.for_task(task)
     job = Job.start("prune", task, run, (data.for_task(task), pruning, structured, contrast), arguments)
     if job.finished:

@@ -1,6 +1,7 @@
 """What every way of pruning starts from: the models, the banks they fill, and the checks that they fit."""
 
 import copy
+import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +12,29 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from contraprune.bank import Bank
-from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig
+from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig, refuse_unless_default
 from contraprune.encoding import Reader
 from contraprune.errors import UserError
 from contraprune.jobs import Job
 from contraprune.objectives import Value
 from contraprune.prediction import Evaluation
-from contraprune.saving import load_for_finetuning, load_pretrained, load_tokenizer
-from contraprune.sources import SourceBuilder, cache_directory
+from contraprune.saving import load_for_finetuning, load_pretrained, load_tokenizer, of_pooler
+from contraprune.sources import SourceBuilder, cache_directory, model_fingerprint
 from contraprune.tasks import Task
 from contraprune.trainer import ContrastTrainer, Knowledge
+
+
+def refuse_without_effect(contrast: ContrastConfig, task: Task) -> None:
+    """Refuses settings of the losses that mean nothing for a task.
+
+    Raises:
+        UserError: one of them was changed from its default.
+    """
+    if not task.objective.targets:
+        reason = f"without effect on {task.name}, which has no labels and learns from a teacher's vectors alone"
+        refuse_unless_default(contrast, ("ce_weight", "supervised_weight", "kd_temperature"), reason)
+    if task.pooling is not None:
+        refuse_unless_default(contrast, ("pooling",), "without effect on embeddings: the model says how it pools")
 
 
 @dataclass(kw_only=True)
@@ -77,7 +91,6 @@ def prepare(
     Raises:
         UserError: a model cannot be used, or the two do not fit each other or the data.
     """
-    assert contrast.pooling != "auto", "for_task() comes first"
     tokenizer = load_tokenizer(run.teacher)
     _check_tokenizers(tokenizer, load_tokenizer(run.model), run)
     set_seed(job.arguments.seed)
@@ -87,10 +100,14 @@ def prepare(
     pretrained, new_weights = load_for_finetuning(job.task.auto_class, run.model, **labels)
     pretrained.to(job.arguments.device)
     _check_sizes(teacher, pretrained, run)
+    contrast = _without_repetition(contrast, teacher, pretrained)
     model = copy.deepcopy(teacher if pruning.start_from == "teacher" else pretrained)
     if pruning.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
-    reader = Reader(model, pooling=contrast.pooling, use_pooler=_has_trained_pooler(new_weights))
+    own = job.task.pooling
+    pooling = own or contrast.pooling
+    assert pooling != "auto", "for_task() comes first"
+    reader = Reader(model, pooling=pooling, use_pooler=own is None and _has_trained_pooler(new_weights))
     knowledge = Knowledge(banks={}, teacher_outputs=None, classes=None)
     options = job.trainer_options(model, tokenizer)
     trainer = ContrastTrainer(**options, contrast=contrast, knowledge=knowledge, reader=reader)
@@ -172,7 +189,7 @@ def _classes(task: Task, dataset: datasets.Dataset, contrast: ContrastConfig) ->
         numbers = np.asarray(dataset["labels"])
         edges = np.quantile(numbers, np.linspace(0, 1, contrast.supervised_bins + 1)[1:-1])
         classes = np.digitize(numbers, edges)
-    if classes is None and contrast.supervised_weight > 0 and contrast.sources:
+    if classes is None and contrast.supervised_weight > 0 and contrast.sources and task.objective.targets:
         logging.getLogger(__name__).warning(
             "%s has no classes: supervised contrast is off, the unsupervised losses remain", task.name
         )
@@ -181,7 +198,19 @@ def _classes(task: Task, dataset: datasets.Dataset, contrast: ContrastConfig) ->
 
 def _has_trained_pooler(new_weights: list[str]) -> bool:
     """Whether the pooler, if there is one, came with the pre-trained model: random weights represent nothing."""
-    return not any(".pooler." in name for name in new_weights)
+    return not any(map(of_pooler, new_weights))
+
+
+def _without_repetition(
+    contrast: ContrastConfig, teacher: PreTrainedModel, pretrained: PreTrainedModel
+) -> ContrastConfig:
+    """The settings without the pre-trained source, if that is the fine-tuned one again (PrC would be FiC twice)."""
+    both = {"pretrained", "finetuned"} <= set(contrast.sources)
+    if not both or model_fingerprint(teacher) != model_fingerprint(pretrained):
+        return contrast
+    left = ",".join(source for source in contrast.sources if source != "pretrained")
+    logging.getLogger(__name__).warning("--model and --teacher are the same model: contrasting with %s", left)
+    return dataclasses.replace(contrast, contrast=left)
 
 
 def _check_tokenizers(teacher: PreTrainedTokenizerBase, model: PreTrainedTokenizerBase, run: PruneRunConfig) -> None:

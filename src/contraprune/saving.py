@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,7 +35,13 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: Path) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    directory: Path,
+    *,
+    files: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Saves a model for ``from_pretrained``: masks folded in, safetensors only, whole or absent.
 
     A model that was shrunk loads without code where its configuration can say the sizes of its layers; otherwise
@@ -41,6 +49,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 
     Changed in place, so that the model and what was saved are the same: masks are folded in, and the configuration
     tells the sizes (:func:`contraprune.remote_code.declare_shapes`).
+
+    Args:
+        files: text files to write beside the weights, by their path in the directory.
 
     Raises:
         UserError: the model differs from its configuration in more than heads and neurons.
@@ -53,6 +64,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     model.save_pretrained(temporary)
     if tokenizer is not None:
         tokenizer.save_pretrained(temporary)
+    for name, text in files.items():
+        write_text(temporary / name, text)
     shutil.rmtree(directory, ignore_errors=True)
     temporary.replace(directory)
 
@@ -114,10 +127,17 @@ def load_for_finetuning(model_class: Any, model: str, **options: Any) -> tuple[P
         UserError: also where weights of the encoder are missing.
     """
     loaded, missing = _from_pretrained(model_class, model, **options)
-    encoder = [key for key in missing if key.startswith(loaded.base_model_prefix + ".") and ".pooler." not in key]
+    bare = loaded.base_model is loaded  # whose parameters are all the encoder's
+    prefix = "" if bare else f"{loaded.base_model_prefix}."
+    encoder = [key for key in missing if key.startswith(prefix) and not of_pooler(key)]
     if encoder:
         raise UserError(f"{model}: its weights lack {len(encoder)} parameters of the encoder, first {encoder[0]}")
     return loaded, missing
+
+
+def of_pooler(parameter: str) -> bool:
+    """Whether a parameter's name is that of a pooler's, the layer that a model has for its first token."""
+    return "pooler" in parameter.split(".")
 
 
 def _from_pretrained(model_class: Any, model: str, **options: Any) -> tuple[PreTrainedModel, list[str]]:

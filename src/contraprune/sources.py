@@ -56,7 +56,7 @@ class SourceBuilder:
 
     Attributes:
         dataset: the encoded training set.
-        pooling, use_pooler: what the representation is (see ``Reader``).
+        pooling, use_pooler: how representations are made (see ``Reader``).
         in_memory: hold finished banks in memory rather than memory-mapped.
     """
 

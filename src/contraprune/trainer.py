@@ -99,7 +99,7 @@ class TaskTrainer(Trainer):
             batch_size=self.args.per_device_eval_batch_size,
             progress=not self.args.disable_tqdm,
         )
-        metrics = {"loss": found.loss} | found.metrics
+        metrics = ({"loss": found.loss} if self.task.objective.targets else {}) | found.metrics
         logs = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)  # type: ignore[has-type]
@@ -172,10 +172,20 @@ class ContrastTrainer(TaskTrainer):
     def loss_for_importance(self, outputs: Tensor, inputs: Mapping[str, Tensor], draw: tuple[int, ...]) -> Tensor:
         """The same loss outside training: what it is differentiated for is not logged.
 
+        Without targets it has, in their place, the loss against targets drawn from the model's own predictions:
+        held to a teacher alone, a model that still equals it has no gradient, so that any unit would do.
+
         Args:
             draw: with the run's seed, seeds the drawn extra examples.
         """
-        return torch.stack([weight * value for _, (weight, value) in self._terms(outputs, inputs, draw)]).sum()
+        losses = [weight * value for _, (weight, value) in self._terms(outputs, inputs, draw)]
+        config, objective = self.contrast, self.task.objective
+        if not objective.targets:
+            seed = int(np.random.SeedSequence([self.args.seed, *draw]).generate_state(1)[0])
+            generator = torch.Generator().manual_seed(seed)
+            sampled = objective.sampled_loss(outputs, inputs, temperature=config.kd_temperature, generator=generator)
+            losses.append(config.kd_weight * sampled)
+        return torch.stack(losses).sum()
 
     def _terms(
         self, outputs: Tensor, inputs: Mapping[str, Tensor], draw: tuple[int, ...]

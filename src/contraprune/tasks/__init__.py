@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from contraprune.errors import UserError
-from contraprune.tasks import classification, glue, question_answering, regression, squad, toy
+from contraprune.tasks import classification, embedding, glue, question_answering, regression, squad, toy
 from contraprune.tasks.base import Flags, Layout, Task, build
 from contraprune.tasks.files import Rows, read, read_directory, shown
 from contraprune.tasks.question_answering import QuestionLayout
@@ -21,9 +21,12 @@ _INFERRED: Mapping[str, Callable[[Rows, Flags], Layout]] = {
     "classification": classification.inferred_layout,
     "regression": regression.inferred_layout,
     "question_answering": question_answering.inferred_layout,
+    "embedding": embedding.inferred_layout,
 }
+_OF_NAMED: Mapping[str, Callable[[str, Layout], Layout]] = {"embedding": embedding.layout_of}
+_OF_FILES = ("text_columns", "label_column")
 TASK_TYPES = tuple(_INFERRED)
-"""The names for ``--task_type``: what the user's own files are for."""
+"""The names for ``--task_type``: what the data are for."""
 
 
 def load_task(
@@ -46,7 +49,8 @@ def load_task(
     """Load a named task (from ``data_dir``, else from the hub; "toy" is generated) or the user's own files.
 
     Only what is needed is loaded, except that ``train_file`` is always read where given, because the labels
-    are defined by it; ``task_type`` says what the files are for (one of ``TASK_TYPES``; None: classification).
+    are defined by it; ``task_type`` says what the files are for (one of ``TASK_TYPES``; None: classification), or
+    for "embedding" what a named task is for, if not for what it was made for.
     ``max_train_samples`` and ``max_eval_samples`` keep the first rows of each split.
     ``seed`` draws the training rows of "toy" and nothing else. ``known_labels`` are a model's labels, which the
     user's own files may have fewer of. ``answering`` is for question answering alone.
@@ -72,6 +76,8 @@ def load_task(
         name, layout, splits = _own_files(source, train=need_train, evaluation=need_evaluation)
     else:
         name, layout = task, _LAYOUTS[task]
+        if task_type is not None:
+            layout = _OF_NAMED[task_type](task, layout)
         splits = _named(task, data_dir, seed, train=need_train, evaluation=need_evaluation)
     layout = _answering(layout, answering or AnswerOptions(), name)
     return build(name, layout, splits, max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
@@ -106,7 +112,7 @@ def _check(source: _Source) -> None:
             raise UserError(f"--data_dir: expected with --task only, found with {' and '.join(files)}")
     elif source.task not in _LAYOUTS:
         raise UserError(f"--task: expected one of {shown(TASKS)}, found '{source.task}'")
-    elif extra := files + source.given("task_type", "text_columns", "label_column"):
+    elif extra := files + source.given(*["task_type"] * (source.task_type not in _OF_NAMED), *_OF_FILES):
         raise UserError(f"{' and '.join(extra)}: expected without --task, found with --task {source.task}")
 
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from datasets import Dataset
@@ -28,7 +28,8 @@ class Task(abc.ABC):
         auto_class: the ``AutoModelFor…`` class that loads a model for the task.
         objective: what a model of the task trains on.
         default_max_length: the tokens that texts are cut to where nothing else is asked for.
-        default_pooling: the sentence representation where nothing else is asked for.
+        default_pooling: the sentence representation where nothing else is asked for; None where the model says it
+            (:attr:`pooling`).
         name: "sst2", "toy", or the file's name without its extension.
         train: the training rows in file order: the task's own columns and ``idx`` (0 to n-1); None where
             they were not asked for.
@@ -43,7 +44,7 @@ class Task(abc.ABC):
     auto_class: ClassVar[type]
     objective: ClassVar[Objective]
     default_max_length: ClassVar[int] = 128
-    default_pooling: ClassVar[Pooling] = "mean"
+    default_pooling: ClassVar[Literal["cls", "mean"] | None] = "mean"
 
     name: str
     train: Dataset | None
@@ -70,6 +71,15 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def outputs(self, answer: Any, features: Mapping[str, Tensor]) -> Float[Tensor, "batch ..."]:
         """What the objective looks at, float32, of a model's answer (its ``ModelOutput``) to these features."""
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """The pooling that a model's own outputs come from; None where representations may be pooled in any way."""
+        return None
+
+    def files(self) -> Mapping[str, str]:
+        """Text files that a saved model of the task needs beside its weights, by their path."""
+        return {}
 
     def ordered(self, logits: Float[Tensor, "... labels"]) -> Float[Tensor, "... labels"]:
         """Logits of a model in the order of ``label_names``, float32."""
@@ -123,6 +133,10 @@ class Layout(abc.ABC):
             UserError: a row lacks a column, or what stands in it cannot be used.
         """
 
+    def training(self, rows: Rows) -> Dataset:
+        """The same for the training split, where that is another kind of data."""
+        return self.dataset(rows)
+
     @abc.abstractmethod
     def task(self, **common: Any) -> Task:
         """The task, given the attributes that every task has."""
@@ -155,7 +169,9 @@ def build(
         UserError: rows cannot be used.
     """
     data = {
-        split: layout.dataset(rows.first(max_train_samples if split == "train" else max_eval_samples))
+        split: layout.training(rows.first(max_train_samples))
+        if split == "train"
+        else layout.dataset(rows.first(max_eval_samples))
         for split, rows in splits.items()
     }
     return layout.task(

@@ -50,14 +50,17 @@ class TextRegression(Task):
         return None
 
     def metrics(self, outputs: Sequence[np.ndarray], encoded: Dataset, dataset: Dataset) -> dict[str, float]:
-        """Correlations of Pearson and Spearman; zero where the model gives the same number to all."""
-        labels, predicted = np.asarray(dataset["label"]), np.asarray(outputs, dtype=np.float64)[:, 0]
-        if len(labels) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0:
-            return {"pearson": 0.0, "spearman": 0.0}
-        return {
-            "pearson": float(pearsonr(predicted, labels).statistic),
-            "spearman": float(spearmanr(predicted, labels).statistic),
-        }
+        return correlations(np.asarray(outputs, dtype=np.float64)[:, 0], np.asarray(dataset["label"]))
+
+
+def correlations(predicted: Float[np.ndarray, " rows"], labels: Float[np.ndarray, " rows"]) -> dict[str, float]:
+    """Correlations of Pearson and Spearman; zero where all numbers of a side are the same."""
+    if len(labels) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0:
+        return {"pearson": 0.0, "spearman": 0.0}
+    return {
+        "pearson": float(pearsonr(predicted, labels).statistic),
+        "spearman": float(spearmanr(predicted, labels).statistic),
+    }
 
 
 @final
@@ -72,7 +75,7 @@ class NumberLayout(Layout):
 
     def dataset(self, rows: Rows) -> Dataset:
         texts = {column: rows.texts(column) for column in self.text_columns}
-        columns = {**texts, "label": _numbers(rows, self.label_column), "idx": list(range(len(rows.values)))}
+        columns = {**texts, "label": numbers(rows, self.label_column), "idx": list(range(len(rows.values)))}
         types = {column: Type("string") for column in texts} | {"label": Type("float32"), "idx": Type("int64")}
         return Dataset.from_dict(columns, features=Features(types))
 
@@ -90,8 +93,9 @@ def inferred_layout(rows: Rows, flags: Flags) -> NumberLayout:
     return NumberLayout(text_columns=text_columns(rows, flags.text_columns, label), label_column=label)
 
 
-def _numbers(rows: Rows, column: str) -> list[float]:
-    numbers = []
+def numbers(rows: Rows, column: str) -> list[float]:
+    """All values of a column as finite numbers. Raises UserError at the first that is none."""
+    found = []
     for index, value in enumerate(rows.column(column)):
         try:
             number = float(value) if not isinstance(value, bool) else math.nan
@@ -99,5 +103,5 @@ def _numbers(rows: Rows, column: str) -> list[float]:
             number = math.nan
         if not math.isfinite(number):
             raise rows.error(index, f"column '{column}': expected a number, found {value!r:.80}")
-        numbers.append(number)
-    return numbers
+        found.append(number)
+    return found
