@@ -18,7 +18,6 @@ from transformers import (
 
 from contraprune.errors import UserError
 from contraprune.objectives import Span
-from contraprune.pooling import Pooling
 from contraprune.tasks.base import Collator, Flags, Layout, Task
 from contraprune.tasks.files import Rows, shown
 from contraprune.tasks.spans import AnswerOptions, Windows, best_answers
@@ -52,7 +51,7 @@ class QuestionAnswering(Task):
     auto_class: ClassVar[type] = AutoModelForQuestionAnswering
     objective = Span()
     default_max_length: ClassVar[int] = 384
-    default_pooling: ClassVar[Pooling] = "cls"
+    default_pooling = "cls"
 
     unanswerable: bool | None
     options: AnswerOptions
