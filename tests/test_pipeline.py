@@ -229,7 +229,7 @@ def test_frozen_embeddings_stay_the_teachers(tiny_options):
 
 
 def test_settings_of_learned_scores_are_refused_without_them(tiny_options):
-    with pytest.raises(UserError, match="--score_init zero: only with learned scores"):
+    with pytest.raises(UserError, match="--score_init zero: only with --method movement, smp"):
         contraprune.prune(**tiny_options, method="magnitude", score_init="zero")
 
 

@@ -15,6 +15,7 @@ from contraprune.contrastive import source_loss
 from contraprune.criteria import Movement
 from contraprune.encoding import Reader
 from contraprune.masking import mask_linears
+from contraprune.pruning_config import PruningConfig
 from contraprune.structure import find_layers
 from contraprune.trainer import EpochSampler, Knowledge, MaskedTrainer, TaskTrainer
 
@@ -84,8 +85,7 @@ def trainer(tiny, data, tmp_path):
                 teacher_logits=sealed(tmp_path / "banks" / "logits", torch.randn(EXAMPLES, 2)),
             ),
             reader=Reader(model, pooling="cls", use_pooler=True),
-            criterion=Movement(linears, scope="local"),
-            score_learning_rate=0.5,
+            criterion=Movement(linears, PruningConfig(score_learning_rate=0.5)),
             **chosen,
         )
 

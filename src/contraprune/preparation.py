@@ -9,11 +9,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from contraprune.bank import Bank
-from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig
+from contraprune.config import ContrastConfig, PruneRunConfig
 from contraprune.encoding import Reader
 from contraprune.errors import UserError
 from contraprune.evaluation import Evaluation, label_order
 from contraprune.jobs import Job
+from contraprune.pruning_config import PruningConfig
 from contraprune.saving import load_for_finetuning, load_pretrained, load_tokenizer
 from contraprune.sources import SourceBuilder, cache_directory
 from contraprune.trainer import ContrastTrainer, Knowledge
@@ -42,7 +43,7 @@ class Prepared:
         method: str,
         evaluation: Evaluation,
         *,
-        density: dict[str, float],
+        density: dict[str, float | None],
         parameters: dict[str, int],
         **more: Any,
     ) -> dict[str, Any]:

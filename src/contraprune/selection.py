@@ -32,7 +32,26 @@ def keep_top_together(scores: Sequence[Float[Tensor, "..."]], density: float) ->
     """
     if not 0 <= density <= 1:
         raise ValueError(f"density must lie in [0, 1], found {density}")
-    return _keep_largest(scores, int(density * sum(matrix.numel() for matrix in scores)))
+    return keep_largest(scores, int(density * sum(matrix.numel() for matrix in scores)))
+
+
+def keep_largest(scores: Sequence[Float[Tensor, "..."]], count: int) -> list[Bool[Tensor, "..."]]:
+    """The masks of exactly the ``count`` largest scores of all matrices together; ties as in :func:`keep_top`.
+
+    Raises ValueError for a NaN among the scores.
+    """
+    values = [matrix.detach() for matrix in scores]
+    refuse_nan(values)
+    total = sum(matrix.numel() for matrix in values)
+    if count in (0, total):
+        return [torch.full_like(matrix, count > 0, dtype=torch.bool) for matrix in values]
+    dtype = torch.float64 if any(matrix.dtype == torch.float64 for matrix in values) else torch.float32
+    flat = [matrix.flatten().to(dtype) for matrix in values]
+    if all(matrix.device.type == "cpu" for matrix in flat):
+        masks = [torch.from_numpy(mask) for mask in _largest_numpy([matrix.numpy() for matrix in flat], count)]
+    else:
+        masks = list(_largest_torch(torch.cat(flat), count).split([len(matrix) for matrix in flat]))
+    return [mask.view(matrix.shape) for mask, matrix in zip(masks, values, strict=True)]
 
 
 def keep_above(
@@ -49,10 +68,10 @@ def keep_above(
     code's, which keeps fewer where scores are tied at it.
     """
     values = scores.detach()
-    _refuse_nan([values])
+    refuse_nan([values])
     mask = torch.sigmoid(values.to(torch.promote_types(values.dtype, torch.float32))) > threshold
     floor = min(int(min_density * values.numel()) + 1, values.numel())
-    return mask if mask.count_nonzero() >= floor else _keep_largest([values], floor)[0]
+    return mask if mask.count_nonzero() >= floor else keep_largest([values], floor)[0]
 
 
 def remove_lowest(
@@ -90,23 +109,8 @@ def remove_lowest(
     return survivors.view(alive.shape)
 
 
-def _keep_largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
-    """The masks of exactly the ``count`` largest scores of all matrices together."""
-    values = [matrix.detach() for matrix in scores]
-    _refuse_nan(values)
-    total = sum(matrix.numel() for matrix in values)
-    if count in (0, total):
-        return [torch.full_like(matrix, count > 0, dtype=torch.bool) for matrix in values]
-    dtype = torch.float64 if any(matrix.dtype == torch.float64 for matrix in values) else torch.float32
-    flat = [matrix.flatten().to(dtype) for matrix in values]
-    if all(matrix.device.type == "cpu" for matrix in flat):
-        masks = [torch.from_numpy(mask) for mask in _largest_numpy([matrix.numpy() for matrix in flat], count)]
-    else:
-        masks = list(_largest_torch(torch.cat(flat), count).split([len(matrix) for matrix in flat]))
-    return [mask.view(matrix.shape) for mask, matrix in zip(masks, values, strict=True)]
-
-
-def _refuse_nan(scores: Sequence[Tensor]) -> None:
+def refuse_nan(scores: Sequence[Float[Tensor, "..."]]) -> None:
+    """Raises ValueError for a NaN among the scores."""
     # The maximum is NaN where any score is, and costs a quarter of looking at every score.
     if any(matrix.numel() > 0 and bool(matrix.max().isnan()) for matrix in scores):
         raise ValueError("there is a NaN among the scores")

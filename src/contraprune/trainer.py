@@ -213,15 +213,25 @@ class MaskedTrainer(ContrastTrainer):
     """A :class:`ContrastTrainer` of a model with masks.
 
     Args:
-        criterion: whose learned scores, if any, get their own learning rate, and whose state is checkpointed.
-        score_learning_rate: of the learned scores.
+        criterion: its penalty is part of the loss; its learned scores, if any, get their own learning rate; its
+            state is checkpointed.
     """
 
-    def __init__(self, *, criterion: Criterion, score_learning_rate: float, **options: Any) -> None:
+    def __init__(self, *, criterion: Criterion, **options: Any) -> None:
         super().__init__(**options)
         self.criterion = criterion
-        self.score_learning_rate = score_learning_rate
         self.masks_restored = False
+        self._steps = 1
+
+    def _terms(self, *arguments: Any) -> Iterator[tuple[str, tuple[float, Tensor]]]:
+        yield from super()._terms(*arguments)
+        penalty = self.criterion.penalty()
+        if penalty is not None:
+            yield "penalty", penalty
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        self._steps = num_training_steps
+        super().create_optimizer_and_scheduler(num_training_steps)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The stock optimiser over the weights, plus a group of the scores with their own learning rate."""
@@ -233,8 +243,8 @@ class MaskedTrainer(ContrastTrainer):
             for score in scores:
                 score.requires_grad_(True)
             if scores:
-                group = {"params": scores, "lr": self.score_learning_rate, "weight_decay": 0.0}
-                optimizer.add_param_group(group)
+                rate = self.criterion.score_learning_rate(self._steps)
+                optimizer.add_param_group({"params": scores, "lr": rate, "weight_decay": 0.0})
             self.optimizer = optimizer
         return self.optimizer
 
@@ -243,7 +253,7 @@ class MaskedTrainer(ContrastTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            masks = {f"mask.{name}": linear.mask.bool() for name, linear in self.criterion.linears.items()}
+            masks = {f"mask.{name}": _smallest(linear.mask) for name, linear in self.criterion.linears.items()}
             state = {f"criterion.{key}": value.contiguous() for key, value in self.criterion.state().items()}
             save_file(masks | state, Path(output_dir) / PRUNING_STATE)
 
@@ -260,3 +270,9 @@ class MaskedTrainer(ContrastTrainer):
         prefix = "criterion."
         self.criterion.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         self.masks_restored = True
+
+
+def _smallest(mask: Tensor) -> Tensor:
+    """A mask of zeros and ones as booleans, any other as it is."""
+    binary = mask.bool()
+    return binary if torch.equal(binary.to(mask.dtype), mask) else mask
