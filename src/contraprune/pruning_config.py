@@ -26,7 +26,8 @@ class PruningConfig:
     )
     density: float | None = setting(
         None,
-        "Fraction of the encoder's weights to keep, in (0, 1]. Default: 0.1, or N/M with --pattern N:M.",
+        "Fraction of the encoder's weights to keep, in (0, 1]. Default: 0.1, or N/M with --pattern N:M; none with "
+        "--final_penalty.",
     )
     scope: Literal["local", "global"] = setting(
         "local", "Rankings: keep that fraction of each matrix (local) or of all matrices together (global)."
@@ -51,10 +52,25 @@ class PruningConfig:
     score_init: Literal["saliency", "magnitude", "zero"] = setting(
         "saliency",
         "Learned scores: what they start from: the rank of the weight's diagonal-Fisher saliency under the starting "
-        "model, the rank of its magnitude, or zero (Sanh et al. 2020).",
+        "model, the rank of its magnitude, or zero (Sanh et al. 2020; for runs of tens of thousands of steps).",
     )
     score_learning_rate: float | None = setting(
-        None, "Learned scores: their peak learning rate. Default: 1e-3, with smp 1e-2."
+        None,
+        "Learned scores: their peak learning rate. Default: 1e-3; smp 1e-2; l0 50 divided by the steps of the run; "
+        "with --final_penalty 1e-2.",
+    )
+    final_penalty: float | None = setting(
+        None,
+        "soft_movement, l0: the final weight of the penalty, instead of --density: the density is then what comes of "
+        "it. Default: the weight is steered so that the run ends at --density.",
+    )
+    final_threshold: float | None = setting(
+        None, "soft_movement: weights stay whose sigmoid(score) is above this at the end, in (0, 1). Default: 0.1."
+    )
+    regularizer: Literal["l1", "l0"] = setting(
+        "l1",
+        "soft_movement: the penalty: the mean of sigmoid(score) (l1), or of the probability that a hard-concrete gate "
+        "with that score is open (l0).",
     )
     fisher_decay: float = setting(0.99, "Fisher: decay per step of the moving average of squared gradients.")
     prune_warmup: float = setting(0.1, "Fraction of the run before the density starts to fall from 1.")
@@ -63,7 +79,10 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         self._check_shape()
-        if self.density is None:
+        if self.final_penalty is not None:
+            require(self.density is None, "final_penalty", "only without --density", self.final_penalty)
+            require(self.final_penalty > 0, "final_penalty", "a positive number", self.final_penalty)
+        elif self.density is None:
             density = self.shape.density if isinstance(self.shape, NOfM) else DEFAULT_DENSITY
             object.__setattr__(self, "density", density)
         require(self.density is None or 0 < self.density <= 1, "density", "a fraction in (0, 1]", self.density)
@@ -73,6 +92,8 @@ class PruningConfig:
             require(self.density is None or self.density <= most, "density", expected, self.density)
         rate = self.score_learning_rate
         require(rate is None or rate > 0, "score_learning_rate", "a positive number", rate)
+        threshold = self.final_threshold
+        require(threshold is None or 0 < threshold < 1, "final_threshold", "a number in (0, 1)", threshold)
         require(0 <= self.fisher_decay < 1, "fisher_decay", "a number in [0, 1)", self.fisher_decay)
         self._check_phases()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 # Scores looked at to guess where the threshold lies. More of them cost more to sort and leave fewer scores
 # inside the guessed bracket; at 2.4 million scores anything between 4 and 32 thousand is about as fast.
 _SAMPLE_SIZE = 8192
+MIN_DENSITY = 0.005  # of every matrix, whatever the threshold
 
 
 def keep_top(scores: Float[Tensor, "*shape"], density: float) -> Bool[Tensor, "*shape"]:
@@ -55,7 +56,7 @@ def keep_largest(scores: Sequence[Float[Tensor, "..."]], count: int) -> list[Boo
 
 
 def keep_above(
-    scores: Float[Tensor, "*shape"], threshold: float, *, min_density: float = 0.005
+    scores: Float[Tensor, "*shape"], threshold: float, *, min_density: float = MIN_DENSITY
 ) -> Bool[Tensor, "*shape"]:
     """The mask of the scores with ``sigmoid(score) > threshold``, but of no fewer than a floor.
 
@@ -70,8 +71,13 @@ def keep_above(
     values = scores.detach()
     refuse_nan([values])
     mask = torch.sigmoid(values.to(torch.promote_types(values.dtype, torch.float32))) > threshold
-    floor = min(int(min_density * values.numel()) + 1, values.numel())
+    floor = least_above(values.numel(), min_density)
     return mask if mask.count_nonzero() >= floor else keep_largest([values], floor)[0]
+
+
+def least_above(size: int, min_density: float = MIN_DENSITY) -> int:
+    """The floor of :func:`keep_above` for a matrix of ``size`` scores."""
+    return min(int(min_density * size) + 1, size)
 
 
 def remove_lowest(

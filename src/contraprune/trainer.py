@@ -222,12 +222,23 @@ class MaskedTrainer(ContrastTrainer):
         self.criterion = criterion
         self.masks_restored = False
         self._steps = 1
+        self._penalty_weight: float | None = None
 
     def _terms(self, *arguments: Any) -> Iterator[tuple[str, tuple[float, Tensor]]]:
         yield from super()._terms(*arguments)
         penalty = self.criterion.penalty()
         if penalty is not None:
+            self._penalty_weight, _ = penalty
             yield "penalty", penalty
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the density as it is now, and the weight that the criterion's penalty had in the last batch."""
+        if "loss" in logs:
+            masks = [linear.mask for linear in self.criterion.linears.values()]
+            logs["density"] = sum(int(m.count_nonzero()) for m in masks) / sum(m.numel() for m in masks)
+            if self._penalty_weight is not None:
+                logs["penalty_weight"] = self._penalty_weight
+        super().log(logs, start_time)
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         self._steps = num_training_steps

@@ -4,17 +4,34 @@ import inspect
 
 from contraprune.criteria.base import Criterion, Ranking
 from contraprune.criteria.fisher import Fisher
+from contraprune.criteria.l0 import L0
 from contraprune.criteria.magnitude import Magnitude
 from contraprune.criteria.movement import Movement
+from contraprune.criteria.penalised import Penalised
 from contraprune.criteria.smp import StaticModelPruning
+from contraprune.criteria.soft_movement import SoftMovement
 
-__all__ = ["CRITERIA", "Criterion", "Fisher", "Magnitude", "Movement", "Ranking", "StaticModelPruning", "register"]
+__all__ = [
+    "CRITERIA",
+    "L0",
+    "Criterion",
+    "Fisher",
+    "Magnitude",
+    "Movement",
+    "Penalised",
+    "Ranking",
+    "SoftMovement",
+    "StaticModelPruning",
+    "register",
+]
 
 CRITERIA: dict[str, type[Criterion]] = {
     "movement": Movement,
+    "soft_movement": SoftMovement,
     "magnitude": Magnitude,
     "fisher": Fisher,
     "smp": StaticModelPruning,
+    "l0": L0,
 }
 
 
