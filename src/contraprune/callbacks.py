@@ -50,9 +50,7 @@ class GradualPruning(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.criterion.observe_gradients()
-        for linear in self.trainer.criterion.linears.values():
-            linear.drop_masked_gradient()
+        self.trainer.finish_gradients()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step <= self._last_update(state.max_steps):

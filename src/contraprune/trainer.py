@@ -213,8 +213,8 @@ class MaskedTrainer(ContrastTrainer):
     """A :class:`ContrastTrainer` of a model with masks.
 
     Args:
-        criterion: its penalty is part of the loss; its learned scores, if any, get their own learning rate; its
-            state is checkpointed.
+        criterion: its learned scores, if any, get their own learning rate; its penalty, if any, is added to the loss
+            in every step; its state is checkpointed.
     """
 
     def __init__(self, *, criterion: Criterion, **options: Any) -> None:
@@ -222,22 +222,34 @@ class MaskedTrainer(ContrastTrainer):
         self.criterion = criterion
         self.masks_restored = False
         self._steps = 1
-        self._penalty_weight: float | None = None
+        self._penalty: tuple[float, Tensor] | None = None
 
-    def _terms(self, *arguments: Any) -> Iterator[tuple[str, tuple[float, Tensor]]]:
-        yield from super()._terms(*arguments)
-        penalty = self.criterion.penalty()
-        if penalty is not None:
-            self._penalty_weight, _ = penalty
-            yield "penalty", penalty
+    def finish_gradients(self) -> None:
+        """What has to happen to the gradients between clipping and the optimiser's step.
+
+        The penalty of the criterion comes in here: its weight is steered over orders of magnitude, and clipping it
+        together with the loss would let it drown what the weights learn.
+        """
+        self.criterion.observe_gradients()
+        for linear in self.criterion.linears.values():
+            linear.drop_masked_gradient()
+        self._penalty = self.criterion.penalty()
+        if self._penalty is not None:
+            weight, value = self._penalty
+            (weight * value).backward()
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """The stock evaluation, which here takes no random number from the training: a resumed run draws the same."""
+        with torch.random.fork_rng(devices=[]):
+            return super().evaluate(*arguments, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the density as it is now, and the weight that the criterion's penalty had in the last batch."""
+        """Adds the density as it is now, and the criterion's penalty with its weight in the last step."""
         if "loss" in logs:
             masks = [linear.mask for linear in self.criterion.linears.values()]
             logs["density"] = sum(int(m.count_nonzero()) for m in masks) / sum(m.numel() for m in masks)
-            if self._penalty_weight is not None:
-                logs["penalty_weight"] = self._penalty_weight
+            if self._penalty is not None:
+                logs["penalty_weight"], logs["penalty"] = self._penalty[0], self._penalty[1].item()
         super().log(logs, start_time)
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:

@@ -24,8 +24,8 @@ class Criterion(abc.ABC):
     - :meth:`start_from`, if the class is ``started`` (not when the run continues from a checkpoint);
     - :meth:`update_masks` before the first step and after every step until the masks freeze; the call whose moment
       is ``last`` makes the masks of the result;
-    - in every training batch :meth:`penalty`, and once per optimiser step, between the backward passes and the
-      step, :meth:`observe_gradients`;
+    - once per optimiser step, between the backward passes and the step, :meth:`observe_gradients` and then
+      :meth:`penalty`;
     - :meth:`state` when a checkpoint is written, :meth:`load_state` when one is read (the masks themselves and the
       learned scores are saved and restored by the trainer).
 
@@ -62,7 +62,10 @@ class Criterion(abc.ABC):
         return self.config.score_learning_rate or 1e-3
 
     def penalty(self) -> tuple[float, Tensor] | None:
-        """A term of the training loss, as its weight and its value (a scalar that gradients flow through)."""
+        """A term beside the training loss: its weight, and its value, a scalar that gradients flow through.
+
+        Its gradient is added to what the loss gave after that was clipped.
+        """
         return None
 
     def observe_gradients(self) -> None:  # noqa: B027 - most criteria have nothing to observe

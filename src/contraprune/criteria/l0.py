@@ -18,7 +18,7 @@ LOW, HIGH = -0.1, 1.1  # the interval that gates are stretched to (gamma and zet
 TEMPERATURE = 2 / 3  # beta
 SHUT = math.log(-LOW / HIGH)  # the score up to which the gate in evaluation is zero; -SHUT: from which it is one
 SMALLEST_GATE = 1e-3
-TRAVEL = 5.0  # how far the best score that is to go starts from SHUT
+TRAVEL = 10.0  # how far the best score that is to go starts from SHUT
 SPREAD = 8.0  # how far apart the scores start that are to stay
 
 
@@ -86,13 +86,13 @@ def evaluation_gates(scores: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]
 
 def sample_gates(scores: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     """One draw of every gate from its hard-concrete distribution (eq. 10-11), differentiable in the scores."""
-    uniform = torch.rand_like(scores).clamp(1e-4, 1 - 1e-4)
-    return _stretched(torch.sigmoid((uniform.log() - (1 - uniform).log() + scores) / TEMPERATURE))
+    noise = torch.logit(torch.rand_like(scores), eps=1e-4)
+    return _stretched(torch.sigmoid((noise + scores) / TEMPERATURE))
 
 
 def probability_open(scores: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     """How probable it is that a drawn gate is not zero (eq. 12)."""
-    return torch.sigmoid(scores - TEMPERATURE * math.log(-LOW / HIGH))
+    return torch.sigmoid(scores - TEMPERATURE * SHUT)
 
 
 def _stretched(gates: Tensor) -> Tensor:

@@ -81,17 +81,17 @@ class Penalised(Criterion):
 
     @torch.no_grad()
     def observe_gradients(self) -> None:
-        """Measures the unit of the weight before the penalty acts: how much the rest of the loss pulls at the scores.
+        """Measures the unit of the weight: how much the loss pulls at the scores, as a moving average.
 
         Adam divides every score's gradient by its own size, so only the ratio of the two pulls matters.
         """
-        if self.weight != 0 or self.config.density is None or self.frozen:
+        if self.config.density is None or self.frozen:
             return
-        scores = [scores_of(linear) for linear in self.linears.values()]
-        pulls = [score.grad.abs().mean() for score in scores if score.grad is not None]
-        pull = float(torch.stack(pulls).mean())
-        if pull > 0 and math.isfinite(pull):
-            self.unit = max(self.unit, pull * sum(score.numel() for score in scores))
+        gradients = [scores_of(linear).grad for linear in self.linears.values()]
+        pulls = [gradient.abs().mean() for gradient in gradients if gradient is not None]
+        pull = float(torch.stack(pulls).mean()) * sum(linear.weight.numel() for linear in self.linears.values())
+        if math.isfinite(pull):
+            self.unit = pull if self.unit == 0 else 0.9 * self.unit + 0.1 * pull
 
     def state(self) -> dict[str, Tensor]:
         numbers = (self.pressure.integral, self.pressure.value, self.weight, self.unit, float(self.frozen))
