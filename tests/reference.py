@@ -9,6 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
+from contraprune.schedules import Moment
+
+# The last moment of a run, at which every schedule is at its end.
+END = Moment(step=10, total=10, warmup=1, cooldown=3, last=True)
+
 
 def cubic(step, total_steps, *, warmup_steps, initial, final, initial_warmup, final_warmup):
     """The cubic threshold, from the number of steps in each of its three phases."""

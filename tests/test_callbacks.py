@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from contraprune.callbacks import GradualPruning, LogFile, Snapshots
+from contraprune.pruning_config import PruningConfig
 from reference import cubic
 
 
@@ -19,14 +20,15 @@ class Recorder:
     def __init__(self):
         self.criterion = self
         self.masks_restored = False
-        self.densities = []
+        self.densities, self.moments = [], []
 
-    def update_masks(self, density):
-        self.densities.append(density)
+    def update_masks(self, moment):
+        self.moments.append(moment)
+        self.densities.append(moment.cubic(1.0, 0.1))
 
 
 def run(recorder, *, frozen, start=0, total=100):
-    schedule = GradualPruning(recorder, density=0.1, warmup=0.1, cooldown=0.3, frozen=frozen)
+    schedule = GradualPruning(recorder, PruningConfig(prune_warmup=0.1, prune_cooldown=0.3, freeze_masks=frozen))
     schedule.on_train_begin(None, state(start, total), None)
     for step in range(start + 1, total + 1):
         schedule.on_step_end(None, state(step, total), None)
@@ -43,12 +45,14 @@ def test_masks_are_made_once_per_step_and_follow_the_cubic_schedule_until_they_f
     assert recorder.densities == pytest.approx(expected)
     assert recorder.densities[10] == 1.0
     assert recorder.densities[-1] == 0.1
+    assert [moment.last for moment in recorder.moments] == [False] * 85 + [True]
 
 
 def test_without_freezing_the_last_masks_are_made_after_the_last_step():
     recorder = Recorder()
     run(recorder, frozen=0.0)
     assert len(recorder.densities) == 101
+    assert [moment.step for moment in recorder.moments if moment.last] == [100]
 
 
 def test_restored_masks_are_not_made_anew():

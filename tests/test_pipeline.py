@@ -30,7 +30,9 @@ def pruned_matrices(run):
     return {name: m.weight for layer in find_layers(model) for name, m in layer.linears.items()}
 
 
-@pytest.mark.parametrize(("method", "density"), [("movement", 0.1), ("magnitude", 0.03), ("magnitude", 1.0)])
+@pytest.mark.parametrize(
+    ("method", "density"), [("movement", 0.1), ("magnitude", 0.03), ("magnitude", 1.0), ("fisher", 0.1), ("smp", 0.2)]
+)
 def test_every_matrix_has_exactly_the_promised_zeros(tiny_options, method, density):
     results = contraprune.prune(**tiny_options, method=method, density=density)
     matrices = pruned_matrices(tiny_options["output_dir"])
@@ -45,6 +47,72 @@ def test_every_matrix_has_exactly_the_promised_zeros(tiny_options, method, densi
     nonzero = sum(int(torch.count_nonzero(tensor)) for tensor in weights(tiny_options["output_dir"]).values())
     assert results["parameters"]["after"] == nonzero
     assert results["density"]["total"] == nonzero / everything
+
+
+@pytest.mark.parametrize("method", ["soft_movement", "l0"])
+@pytest.mark.parametrize(
+    ("changes", "steered"),
+    [({"density": 0.1}, (3, 11)), ({"density": 0.5, "freeze_masks": 0.0}, (3, 13)), ({"score_init": "zero"}, (3, 11))],
+)
+def test_a_penalty_ends_at_the_density_over_all_matrices(tiny_options, method, changes, steered):
+    results = contraprune.prune(**tiny_options, method=method, **changes)
+    matrices = pruned_matrices(tiny_options["output_dir"])
+    kept = sum(int(torch.count_nonzero(matrix)) for matrix in matrices.values())
+    total = sum(matrix.numel() for matrix in matrices.values())
+    assert kept == int(changes.get("density", 0.1) * total)
+    assert results["density"]["encoder"] == kept / total
+    log = [json.loads(line) for line in (Path(tiny_options["output_dir"]) / "log.jsonl").read_text().splitlines()]
+    entries = [entry for entry in log if "loss" in entry]
+    assert [entry["density"] for entry in entries][-1] == kept / total
+    assert [entry["step"] for entry in entries if "penalty" in entry] == list(range(*steered))
+    for entry in entries:
+        parts = {name.removeprefix("loss_"): value for name, value in entry.items() if name.startswith("loss_")}
+        weights = {"ce": 0.1, "kd": 0.9}
+        weights |= {name: 0.1 if "unsupervised" in name else 0.005 for name in parts if "supervised" in name}
+        assert entry["loss"] == pytest.approx(sum(weights[name] * value for name, value in parts.items()), rel=1e-4)
+
+
+def test_a_penalty_of_fixed_weight_ends_where_it_ends(tiny_options):
+    options = {"method": "soft_movement", "final_threshold": 0.5, "score_learning_rate": 0.1}
+    densities = []
+    for final_penalty in (1.0, 1e5):
+        results = contraprune.prune(**tiny_options, **options, final_penalty=final_penalty, overwrite=True)
+        assert results["density"]["target"] is None
+        matrices = pruned_matrices(tiny_options["output_dir"])
+        kept = sum(int(torch.count_nonzero(matrix)) for matrix in matrices.values())
+        assert results["density"]["encoder"] == kept / sum(matrix.numel() for matrix in matrices.values())
+        densities.append(results["density"]["encoder"])
+    assert densities[1] < 0.5 * densities[0] < 0.5
+
+
+@pytest.mark.parametrize("method", ["movement", "magnitude", "fisher", "smp"])
+def test_patterns_hold_in_the_saved_model(tiny_options, tmp_path, method):
+    for number, (settings, density) in enumerate(
+        [({"pattern": "2:4"}, 0.5), ({"pattern": "2:4", "density": 0.1}, 0.1), ({"block": "4x1", "density": 0.2}, 0.2)]
+    ):
+        options = tiny_options | {"output_dir": str(tmp_path / f"run{number}"), "num_train_epochs": 2}
+        contraprune.prune(**options, method=method, **settings)
+        for matrix in pruned_matrices(options["output_dir"]).values():
+            kept = matrix != 0
+            if "pattern" in settings:
+                assert kept.view(-1, 4).sum(1).max() <= 2
+                assert int(kept.sum()) == int(density * kept.numel())
+            else:
+                blocks = kept.view(kept.shape[0] // 4, 4, -1)
+                assert torch.equal(blocks.any(1), blocks.all(1))
+                assert int(blocks.any(1).sum()) == int(density * blocks.any(1).numel())
+
+
+def test_static_pruning_leaves_the_teachers_weights_as_they_were(tiny_options):
+    contraprune.prune(**tiny_options, method="smp")
+    teacher = load_file(Path(tiny_options["teacher"]) / "model.safetensors")
+    found = weights(tiny_options["output_dir"])
+    changed = set()
+    for name, tensor in found.items():
+        kept = tensor != 0
+        if not torch.equal(tensor[kept], teacher[name][kept]):
+            changed.add(name)
+    assert changed == {"classifier.weight", "classifier.bias", "bert.pooler.dense.weight", "bert.pooler.dense.bias"}
 
 
 def test_global_scope_keeps_the_density_over_all_matrices_but_not_of_each(tiny_options):
@@ -187,14 +255,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
         "gradient_accumulation_steps": accumulation,
     }
     contraprune.prune(**(options | {"output_dir": str(tmp_path / "whole")}))
-    step_end = GradualPruning.on_step_end
-
-    def interrupted(self, args, state, control, **kwargs):
-        step_end(self, args, state, control, **kwargs)
-        if state.global_step == stop_at:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(GradualPruning, "on_step_end", interrupted)
+    interrupt_at(stop_at, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         contraprune.prune(**options)
     monkeypatch.undo()
@@ -204,6 +265,34 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (tmp_path / "whole", tmp_path / "run")]
     losses = [[json.loads(line).get("loss") for line in log if "grad_norm" in line] for log in logs]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("stop_at", [5, 11])  # while the masks change, and when they are frozen
+@pytest.mark.parametrize("method", ["fisher", "smp", "soft_movement", "l0"])
+def test_every_criterion_resumes_to_the_same_weights(tiny_options, tmp_path, monkeypatch, method, stop_at):
+    options = tiny_options | {"method": method, "save_strategy": "steps", "save_steps": 1, "density": 0.3}
+    contraprune.prune(**(options | {"output_dir": str(tmp_path / "whole")}))
+    with monkeypatch.context() as patched:
+        interrupt_at(stop_at, patched)
+        with pytest.raises(KeyboardInterrupt):
+            contraprune.prune(**options)
+    contraprune.prune(**options)
+    expected, found = weights(tmp_path / "whole"), weights(options["output_dir"])
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (tmp_path / "whole", tmp_path / "run")]
+    losses = [[json.loads(line).get("loss") for line in log if "grad_norm" in line] for log in logs]
+    assert losses[0] == losses[1]
+
+
+def interrupt_at(step, patched):
+    step_end = GradualPruning.on_step_end
+
+    def interrupted(self, args, state, control, **kwargs):
+        step_end(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    patched.setattr(GradualPruning, "on_step_end", interrupted)
 
 
 def test_a_finished_run_is_not_repeated_and_a_different_one_is_refused(tiny_options):
@@ -228,9 +317,45 @@ def test_frozen_embeddings_stay_the_teachers(tiny_options):
     assert not torch.equal(weights(tiny_options["output_dir"])[name], teacher)
 
 
-def test_settings_of_learned_scores_are_refused_without_them(tiny_options):
-    with pytest.raises(UserError, match="--score_init zero: only with learned scores"):
-        contraprune.prune(**tiny_options, method="magnitude", score_init="zero")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"method": "magnitude", "score_init": "zero"},
+            "--score_init zero: only with --method movement, soft_movement",
+        ),
+        (
+            {"method": "movement", "final_threshold": 0.2},
+            "--final_threshold 0.2: only with --method soft_movement, not",
+        ),
+        ({"method": "l0", "final_threshold": 0.2}, "--final_threshold 0.2: only with --method soft_movement, not"),
+        (
+            {"method": "movement", "final_penalty": 9.0},
+            "--final_penalty 9.0: only with --method soft_movement, l0, not",
+        ),
+        (
+            {"method": "soft_movement", "pattern": "2:4"},
+            "--pattern 2:4: only with --method movement, magnitude, fisher",
+        ),
+        ({"method": "l0", "block": "4x1"}, "--block 4x1: only with --method movement"),
+        ({"method": "soft_movement", "scope": "global"}, "--scope global: only with --method movement"),
+        ({"method": "taylor", "pattern": "2:4"}, "--pattern 2:4: only for pruning single weights"),
+        ({"method": "taylor", "prune_warmup": 0.2}, "--prune_warmup 0.2: only for pruning single weights"),
+        ({"method": "taylor", "final_penalty": 9.0}, "--final_penalty 9.0: only for pruning single weights"),
+        ({"method": "movement", "fisher_decay": 0.5}, "--fisher_decay 0.5: only with --method fisher, not"),
+        ({"method": "smp", "freeze_embeddings": True}, "--freeze_embeddings True: --method smp trains no embeddings"),
+        ({"pattern": "2:4", "density": 0.6}, "--density: expected at most 0.5 with --pattern 2:4, found 0.6"),
+        ({"pattern": "4:2"}, "--pattern: expected N:M with 0 < N < M, such as 2:4, found 4:2"),
+        ({"block": "4"}, "--block: expected RxC, rows x columns of two weights or more, such as 4x1, found 4"),
+        ({"block": "4x1", "pattern": "2:4"}, "--block: expected only one of --pattern and --block, found 4x1"),
+        ({"block": "3x1"}, "--block 3x1: bert.encoder.layer.0.attention.self.query of 32 x 32 weights does not divide"),
+        ({"method": "l0", "final_penalty": 9.0, "density": 0.1}, "--final_penalty: expected only without --density"),
+        ({"method": "moovement"}, r"--method: expected one of .* \(did you mean movement\?\)"),
+    ],
+)
+def test_settings_without_effect_or_sense_are_refused(tiny_options, settings, message):
+    with pytest.raises(UserError, match=message):
+        contraprune.prune(**tiny_options, **settings)
 
 
 def test_a_foreign_directory_is_left_alone(tiny_options, tmp_path):

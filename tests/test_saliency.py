@@ -41,7 +41,7 @@ def rate(model, linears, tokenizer, dataset, **settings):
     )
 
 
-def test_it_is_the_squared_weight_times_the_summed_squared_gradient(subject):
+def test_it_is_the_squared_weight_times_the_mean_squared_gradient(subject):
     model, linears, tokenizer, _ = subject
     found = rate(*subject)
     assert model.training
@@ -57,7 +57,7 @@ def test_it_is_the_squared_weight_times_the_summed_squared_gradient(subject):
             (gradient,) = torch.autograd.grad(loss, linear.weight, retain_graph=True)
             squares[name] += gradient**2
     for name, linear in linears.items():
-        torch.testing.assert_close(found[name], linear.weight.detach() ** 2 * squares[name], rtol=1e-4, atol=1e-12)
+        torch.testing.assert_close(found[name], linear.weight.detach() ** 2 * squares[name] / 4, rtol=1e-4, atol=1e-12)
 
 
 def test_it_is_seeded_and_leaves_no_gradients(subject):

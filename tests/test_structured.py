@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 import contraprune
 from contraprune import UserError
-from contraprune.config import PruningConfig, StructuredConfig
+from contraprune.config import StructuredConfig
+from contraprune.pruning_config import PruningConfig
 from contraprune.structure import find_layers
 from contraprune.structured import plan_stages
 from contraprune.trainer import ContrastTrainer

@@ -16,6 +16,7 @@ from contraprune.contrastive import source_loss
 from contraprune.criteria import Movement
 from contraprune.encoding import Reader
 from contraprune.masking import mask_linears
+from contraprune.pruning_config import PruningConfig
 from contraprune.structure import find_layers
 from contraprune.trainer import EpochSampler, Knowledge, MaskedTrainer, TaskTrainer
 from tiny_models import TWO_CLASSES
@@ -89,8 +90,7 @@ def trainer(tiny, data, tmp_path):
                 classes=labels,
             ),
             reader=Reader(model, pooling="cls", use_pooler=True),
-            criterion=Movement(linears, scope="local"),
-            score_learning_rate=0.5,
+            criterion=Movement(linears, PruningConfig(score_learning_rate=0.5)),
             **chosen,
         )
 

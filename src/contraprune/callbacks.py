@@ -1,50 +1,45 @@
 """What happens between the steps of a training run: masks, snapshots, the log file, the progress bar."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from contraprune.schedules import cubic
+from contraprune.pruning_config import PruningConfig
+from contraprune.schedules import Moment
 from contraprune.trainer import MaskedTrainer
 
 
 class GradualPruning(TrainerCallback):
-    """Sets the masks once per optimiser step, following the cubic density schedule.
+    """Has the criterion set the masks once per optimiser step, until they freeze.
 
     New masks are made right after the step, so that what is evaluated, saved or encoded between two steps is the
     model as it stands.
 
     Args:
-        trainer: whose criterion ranks the weights; its masks may have been restored from a checkpoint.
-        density: final fraction of weights kept.
-        warmup: fraction of the run at density 1.
-        cooldown: fraction of the run at the final density.
-        frozen: fraction of the run, at its end, in which the masks stay as they are.
+        trainer: whose criterion makes the masks; they may have been restored from a checkpoint.
+        config: when the schedules start and end, and when the masks freeze.
     """
 
-    def __init__(
-        self, trainer: MaskedTrainer, *, density: float, warmup: float, cooldown: float, frozen: float
-    ) -> None:
+    def __init__(self, trainer: MaskedTrainer, config: PruningConfig) -> None:
         self.trainer = trainer
-        self.density = density
-        self.warmup = warmup
-        self.cooldown = cooldown
-        self.frozen = frozen
+        self.config = config
 
-    def density_at(self, step: int, total: int) -> float:
-        """The density after ``step`` of ``total`` optimiser steps."""
-        return cubic(
-            step,
-            total,
-            warmup_steps=1,
-            initial=1.0,
-            final=self.density,
-            initial_warmup=round(self.warmup * total),
-            final_warmup=round(self.cooldown * total),
+    def moment(self, step: int, total: int) -> Moment:
+        """Where the run stands after ``step`` of ``total`` optimiser steps."""
+        return Moment(
+            step=step,
+            total=total,
+            warmup=round(self.config.prune_warmup * total),
+            cooldown=round(self.config.prune_cooldown * total),
+            last=step >= self._last_update(total),
         )
+
+    def _last_update(self, total: int) -> int:
+        return math.floor((1 - self.config.freeze_masks) * total)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -55,16 +50,15 @@ class GradualPruning(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.criterion.observe_gradients()
+        self.trainer.finish_gradients()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step <= (1 - self.frozen) * state.max_steps:
+        if state.global_step <= self._last_update(state.max_steps):
             self._update(state)
 
     def _update(self, state: TrainerState) -> None:
-        density = self.density_at(state.global_step, state.max_steps)
         try:
-            self.trainer.criterion.update_masks(density)
+            self.trainer.criterion.update_masks(self.moment(state.global_step, state.max_steps))
         except ValueError as error:  # scores that are NaN: the step before went wrong
             raise self.trainer.divergence(self.trainer.mean_parts()) from error
 
@@ -128,11 +122,11 @@ class LogFile(TrainerCallback):
 
 
 class Progress(ProgressCallback):
-    """The stock progress bar, showing the current density and the last loss."""
+    """The stock progress bar, showing the last loss and, where there are masks, their density."""
 
-    def __init__(self, density_at: Callable[[int, int], float] | None = None) -> None:
+    def __init__(self, density: Callable[[], float] | None = None) -> None:
         super().__init__()
-        self.density_at = density_at
+        self.density = density
 
     def on_log(
         self,
@@ -145,6 +139,6 @@ class Progress(ProgressCallback):
         if self.training_bar is None or not logs:
             return
         shown: dict[str, str] = {key: f"{logs[key]:.3f}" for key in ("loss", "eval_loss") if key in logs}
-        if self.density_at is not None:
-            shown["density"] = f"{self.density_at(state.global_step, state.max_steps):.3f}"
+        if self.density is not None:
+            shown["density"] = f"{self.density():.3f}"
         self.training_bar.set_postfix(shown)

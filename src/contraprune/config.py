@@ -3,7 +3,8 @@
 Settings are frozen dataclasses; the flags of the command line, the keys of a YAML file and the keyword arguments
 of :func:`contraprune.prune` are their field names. Whatever concerns the training loop itself is a field of
 ``transformers.TrainingArguments``, whose defaults :class:`FinetuneArguments` and :class:`PruneArguments` change
-where a classifier or a sparse model needs it.
+where a classifier or a sparse model needs it. The settings of pruning itself are in
+:mod:`contraprune.pruning_config`.
 """
 
 import dataclasses
@@ -19,6 +20,8 @@ import yaml
 from transformers import TrainingArguments
 
 from contraprune.errors import UserError
+from contraprune.settings import refuse_unless_default, setting
+from contraprune.settings import require as _require
 from contraprune.tasks.base import Task
 from contraprune.tasks.question_answering import QuestionAnswering
 from contraprune.tasks.spans import AnswerOptions
@@ -26,17 +29,6 @@ from contraprune.tasks.spans import AnswerOptions
 Source = Literal["pretrained", "snapshots", "finetuned"]
 SOURCES: tuple[Source, ...] = ("pretrained", "snapshots", "finetuned")
 T = TypeVar("T")
-
-
-def setting(default: Any, help: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
-
-
-def _require(ok: bool, flag: str, expected: str, found: object) -> None:
-    if not ok:
-        raise UserError(f"--{flag}: expected {expected}, found {found}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,52 +96,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruningConfig:
-    """What is removed, by which criterion, and when."""
-
-    _argument_group_name: ClassVar[str] = "pruning"
-
-    method: Literal["movement", "magnitude", "taylor"] = setting(
-        "movement",
-        "What is removed, and by which criterion: single weights by movement (learned scores) or magnitude, or whole "
-        "heads and neurons by taylor.",
-    )
-    density: float = setting(0.1, "Fraction of the encoder's weights to keep, in (0, 1].")
-    scope: Literal["local", "global"] = setting(
-        "local", "Keep that fraction of each matrix (local) or of all matrices together (global)."
-    )
-    start_from: Literal["teacher", "pretrained"] = setting(
-        "teacher", "Weights the pruning starts from: the fine-tuned teacher's or the pre-trained model's."
-    )
-    freeze_embeddings: bool = setting(
-        False, "Leave the word embeddings as they are: words that the training data lacks then stay where they were."
-    )
-    score_init: Literal["saliency", "magnitude", "zero"] = setting(
-        "saliency",
-        "Movement: what the scores start from: the rank of the weight's diagonal-Fisher saliency under the starting "
-        "model, the rank of its magnitude, or zero (Sanh et al. 2020).",
-    )
-    score_learning_rate: float = setting(1e-3, "Movement: peak learning rate of the scores.")
-    prune_warmup: float = setting(0.1, "Fraction of the run before the density starts to fall from 1.")
-    prune_cooldown: float = setting(0.3, "Fraction of the run, at its end, that trains at the final density.")
-    freeze_masks: float = setting(0.15, "Fraction of the run, at its end, in which the masks no longer change.")
-
-    def __post_init__(self) -> None:
-        _require(0 < self.density <= 1, "density", "a fraction in (0, 1]", self.density)
-        _require(self.score_learning_rate > 0, "score_learning_rate", "a positive number", self.score_learning_rate)
-        for flag in ("prune_warmup", "prune_cooldown", "freeze_masks"):
-            _require(0 <= getattr(self, flag) <= 1, flag, "a fraction of the run in [0, 1]", getattr(self, flag))
-        both = self.prune_warmup + self.prune_cooldown
-        _require(both <= 1, "prune_warmup", "prune_warmup + prune_cooldown of at most 1", both)
-        _require(
-            self.freeze_masks <= self.prune_cooldown,
-            "freeze_masks",
-            f"at most prune_cooldown ({self.prune_cooldown}): masks freeze at the final density",
-            self.freeze_masks,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class StructuredConfig:
     """Stages of structured pruning: how many heads and neurons go when."""
 
@@ -195,18 +141,6 @@ class StructuredConfig:
         ok = bool(percents) and rising and percents[-1] <= 100
         _require(ok, "stages", "rising percentages such as 10,20,30", self.stages)
         return percents
-
-
-def refuse_unless_default(config: Any, names: Sequence[str], reason: str) -> None:
-    """Refuses settings that would have no effect.
-
-    Raises:
-        UserError: one of the fields ``names`` of ``config`` was changed from its default.
-    """
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    for name in names:
-        if getattr(config, name) != defaults[name]:
-            raise UserError(f"--{name} {getattr(config, name)}: {reason}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,7 +300,9 @@ class FinetuneArguments(TrainingArguments):
 class PruneArguments(FinetuneArguments):
     """:class:`FinetuneArguments` with defaults for pruning."""
 
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of the weights."})
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Peak learning rate of the weights. Default: 2e-4, with --method taylor 5e-5."}
+    )
     num_train_epochs: float | None = field(
         default=None, metadata={"help": "Training epochs; with --method taylor, of each stage. Default: 8, or 1."}
     )

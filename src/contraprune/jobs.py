@@ -144,14 +144,12 @@ class Job:
         }
         self._collator = task.collator(tokenizer)
 
-    def train(
-        self, trainer: TaskTrainer, *, density_at: Callable[[int, int], float] | None = None, stage: str = ""
-    ) -> None:
+    def train(self, trainer: TaskTrainer, *, density: Callable[[], float] | None = None, stage: str = "") -> None:
         """Trains to the end, from the last checkpoint of this directory (and stage) if there is one."""
         trainer.pop_callback(ProgressCallback)
         trainer.pop_callback(PrinterCallback)
         if self.progress:
-            trainer.add_callback(Progress(density_at))
+            trainer.add_callback(Progress(density))
         trainer.add_callback(LogFile(self.directory.log, stage))
         checkpoint = self.arguments.resume_from_checkpoint or self.directory.last_checkpoint(stage)
         trainer.train(resume_from_checkpoint=checkpoint)

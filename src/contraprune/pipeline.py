@@ -11,15 +11,18 @@ from contraprune.config import (
     FinetuneArguments,
     PruneArguments,
     PruneRunConfig,
-    PruningConfig,
     RunConfig,
     StructuredConfig,
     build,
-    refuse_unless_default,
+    suggestion,
 )
+from contraprune.criteria import CRITERIA
+from contraprune.errors import UserError
 from contraprune.jobs import Job
 from contraprune.preparation import refuse_without_effect
+from contraprune.pruning_config import PruningConfig
 from contraprune.saving import load_for_finetuning, load_tokenizer, parameter_counts
+from contraprune.settings import refuse_unless_default
 from contraprune.structured import prune_units
 from contraprune.tasks import load_task
 from contraprune.trainer import TaskTrainer
@@ -27,8 +30,7 @@ from contraprune.unstructured import prune_weights
 
 FINETUNE_SETTINGS = (RunConfig, DataConfig, FinetuneArguments)
 PRUNE_SETTINGS = (PruneRunConfig, DataConfig, PruningConfig, StructuredConfig, ContrastConfig, PruneArguments)
-_OF_SCORES = ("score_init", "score_learning_rate")
-_OF_WEIGHTS = ("scope", *_OF_SCORES, "prune_warmup", "prune_cooldown", "freeze_masks")
+_GRADUAL = ("prune_warmup", "prune_cooldown", "freeze_masks")
 
 
 def finetune(**options: Any) -> dict[str, Any]:
@@ -82,15 +84,14 @@ def run_prune(
 ) -> dict[str, Any]:
     """:func:`prune` with settings that were checked."""
     whole_units = pruning.method == "taylor"
-    if whole_units:
-        refuse_unless_default(pruning, _OF_WEIGHTS, "only for pruning single weights, not with --method taylor")
-    else:
+    _check_method(pruning)
+    if not whole_units:
         names = [f.name for f in dataclasses.fields(structured)]
-        if pruning.method != "movement":
-            refuse_unless_default(pruning, _OF_SCORES, f"only with learned scores, not with --method {pruning.method}")
         refuse_unless_default(structured, names, f"only with --method taylor, not with {pruning.method}")
     if arguments.num_train_epochs is None:
         arguments.num_train_epochs = 1.0 if whole_units else 8.0
+    if arguments.learning_rate is None:  # a stage removes little, and its training has to lose little
+        arguments.learning_rate = 5e-5 if whole_units else 2e-4
     task = load_task(**data.source(), seed=arguments.seed)
     refuse_without_effect(contrast, task)
     contrast = contrast.for_task(task)
@@ -100,3 +101,25 @@ def run_prune(
     if whole_units:
         return prune_units(job, run, pruning, structured, contrast)
     return prune_weights(job, run, pruning, contrast)
+
+
+def _check_method(pruning: PruningConfig) -> None:
+    """Refuses an unknown method, and settings that have no effect with the one chosen.
+
+    Raises:
+        UserError: one of these.
+    """
+    method = pruning.method
+    if method == "taylor":
+        everything = sorted({*_GRADUAL, *set().union(*(criterion.settings for criterion in CRITERIA.values()))})
+        refuse_unless_default(pruning, everything, "only for pruning single weights, not with --method taylor")
+        return
+    if method not in CRITERIA:
+        known = (*CRITERIA, "taylor")
+        raise UserError(f"--method: expected one of {', '.join(known)}, found {method}{suggestion(method, set(known))}")
+    chosen = CRITERIA[method]
+    for name in sorted(set().union(*(criterion.settings for criterion in CRITERIA.values())) - chosen.settings):
+        others = [other for other, criterion in CRITERIA.items() if name in criterion.settings]
+        refuse_unless_default(pruning, (name,), f"only with --method {', '.join(others)}, not with {method}")
+    if not chosen.trains_weights:
+        refuse_unless_default(pruning, ("freeze_embeddings",), f"--method {method} trains no embeddings anyway")

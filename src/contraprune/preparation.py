@@ -12,13 +12,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from contraprune.bank import Bank
-from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig, refuse_unless_default
+from contraprune.config import ContrastConfig, PruneRunConfig
 from contraprune.encoding import Reader
 from contraprune.errors import UserError
 from contraprune.jobs import Job
 from contraprune.objectives import Value
 from contraprune.prediction import Evaluation
+from contraprune.pruning_config import PruningConfig
 from contraprune.saving import load_for_finetuning, load_pretrained, load_tokenizer, of_pooler
+from contraprune.settings import refuse_unless_default
 from contraprune.sources import SourceBuilder, cache_directory, model_fingerprint
 from contraprune.tasks import Task
 from contraprune.trainer import ContrastTrainer, Knowledge
@@ -60,7 +62,7 @@ class Prepared:
         method: str,
         evaluation: Evaluation,
         *,
-        density: dict[str, float],
+        density: dict[str, float | None],
         parameters: dict[str, int],
         **more: Any,
     ) -> dict[str, Any]:

@@ -66,6 +66,6 @@ def fisher_saliency(
             square.add_(gradient.square())
     model.train(was_training)
     return {
-        name: linears[name].weight.detach().square() * accelerator.reduce(square, reduction="sum")
+        name: linears[name].weight.detach().square() * accelerator.reduce(square, reduction="mean") / len(loader)
         for name, square in squares.items()
     }

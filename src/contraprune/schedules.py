@@ -1,6 +1,7 @@
 """How much to keep at which step, and how many units to remove in which stage. Plain Python numbers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 
@@ -32,6 +33,32 @@ def cubic(
         return final
     remaining = 1 - (step - begin) / (end - begin)
     return final + (initial - final) * remaining**3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Where a run stands after ``step`` of ``total`` optimiser steps.
+
+    What is scheduled stays as it began for ``warmup`` steps and is at its end for the last ``cooldown`` steps.
+    """
+
+    step: int
+    total: int
+    warmup: int
+    cooldown: int
+    last: bool  # the masks made now are final
+
+    def cubic(self, initial: float, final: float) -> float:
+        """:func:`cubic` between two values."""
+        return cubic(
+            self.step,
+            self.total,
+            warmup_steps=1,
+            initial=initial,
+            final=final,
+            initial_warmup=self.warmup,
+            final_warmup=self.cooldown,
+        )
 
 
 def penalty(threshold: float, *, final_threshold: float, final_penalty: float) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 # Scores looked at to guess where the threshold lies. More of them cost more to sort and leave fewer scores
 # inside the guessed bracket; at 2.4 million scores anything between 4 and 32 thousand is about as fast.
 _SAMPLE_SIZE = 8192
+MIN_DENSITY = 0.005  # of every matrix, whatever the threshold
 
 
 def keep_top(scores: Float[Tensor, "*shape"], density: float) -> Bool[Tensor, "*shape"]:
@@ -32,11 +33,30 @@ def keep_top_together(scores: Sequence[Float[Tensor, "..."]], density: float) ->
     """
     if not 0 <= density <= 1:
         raise ValueError(f"density must lie in [0, 1], found {density}")
-    return _keep_largest(scores, int(density * sum(matrix.numel() for matrix in scores)))
+    return keep_largest(scores, int(density * sum(matrix.numel() for matrix in scores)))
+
+
+def keep_largest(scores: Sequence[Float[Tensor, "..."]], count: int) -> list[Bool[Tensor, "..."]]:
+    """The masks of exactly the ``count`` largest scores of all matrices together; ties as in :func:`keep_top`.
+
+    Raises ValueError for a NaN among the scores.
+    """
+    values = [matrix.detach() for matrix in scores]
+    refuse_nan(values)
+    total = sum(matrix.numel() for matrix in values)
+    if count in (0, total):
+        return [torch.full_like(matrix, count > 0, dtype=torch.bool) for matrix in values]
+    dtype = torch.float64 if any(matrix.dtype == torch.float64 for matrix in values) else torch.float32
+    flat = [matrix.flatten().to(dtype) for matrix in values]
+    if all(matrix.device.type == "cpu" for matrix in flat):
+        masks = [torch.from_numpy(mask) for mask in _largest_numpy([matrix.numpy() for matrix in flat], count)]
+    else:
+        masks = list(_largest_torch(torch.cat(flat), count).split([len(matrix) for matrix in flat]))
+    return [mask.view(matrix.shape) for mask, matrix in zip(masks, values, strict=True)]
 
 
 def keep_above(
-    scores: Float[Tensor, "*shape"], threshold: float, *, min_density: float = 0.005
+    scores: Float[Tensor, "*shape"], threshold: float, *, min_density: float = MIN_DENSITY
 ) -> Bool[Tensor, "*shape"]:
     """The mask of the scores with ``sigmoid(score) > threshold``, but of no fewer than a floor.
 
@@ -49,10 +69,15 @@ def keep_above(
     code's, which keeps fewer where scores are tied at it.
     """
     values = scores.detach()
-    _refuse_nan([values])
+    refuse_nan([values])
     mask = torch.sigmoid(values.to(torch.promote_types(values.dtype, torch.float32))) > threshold
-    floor = min(int(min_density * values.numel()) + 1, values.numel())
-    return mask if mask.count_nonzero() >= floor else _keep_largest([values], floor)[0]
+    floor = least_above(values.numel(), min_density)
+    return mask if mask.count_nonzero() >= floor else keep_largest([values], floor)[0]
+
+
+def least_above(size: int, min_density: float = MIN_DENSITY) -> int:
+    """The floor of :func:`keep_above` for a matrix of ``size`` scores."""
+    return min(int(min_density * size) + 1, size)
 
 
 def remove_lowest(
@@ -90,23 +115,8 @@ def remove_lowest(
     return survivors.view(alive.shape)
 
 
-def _keep_largest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
-    """The masks of exactly the ``count`` largest scores of all matrices together."""
-    values = [matrix.detach() for matrix in scores]
-    _refuse_nan(values)
-    total = sum(matrix.numel() for matrix in values)
-    if count in (0, total):
-        return [torch.full_like(matrix, count > 0, dtype=torch.bool) for matrix in values]
-    dtype = torch.float64 if any(matrix.dtype == torch.float64 for matrix in values) else torch.float32
-    flat = [matrix.flatten().to(dtype) for matrix in values]
-    if all(matrix.device.type == "cpu" for matrix in flat):
-        masks = [torch.from_numpy(mask) for mask in _largest_numpy([matrix.numpy() for matrix in flat], count)]
-    else:
-        masks = list(_largest_torch(torch.cat(flat), count).split([len(matrix) for matrix in flat]))
-    return [mask.view(matrix.shape) for mask, matrix in zip(masks, values, strict=True)]
-
-
-def _refuse_nan(scores: Sequence[Tensor]) -> None:
+def refuse_nan(scores: Sequence[Float[Tensor, "..."]]) -> None:
+    """Raises ValueError for a NaN among the scores."""
     # The maximum is NaN where any score is, and costs a quarter of looking at every score.
     if any(matrix.numel() > 0 and bool(matrix.max().isnan()) for matrix in scores):
         raise ValueError("there is a NaN among the scores")

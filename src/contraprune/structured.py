@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig, StructuredConfig
+from contraprune.config import ContrastConfig, PruneRunConfig, StructuredConfig
 from contraprune.criteria.taylor import UnitImportance, keep_after_removal, taylor_importance
 from contraprune.encoding import Reader, features_of
 from contraprune.errors import UserError
 from contraprune.jobs import Job
 from contraprune.preparation import Prepared, prepare
+from contraprune.pruning_config import PruningConfig
 from contraprune.saving import load_pretrained, parameter_counts, save_model, write_json
 from contraprune.schedules import units_per_stage
 from contraprune.shrinking import shrink
@@ -45,6 +46,7 @@ def plan_stages(layers: Sequence[Layer], pruning: PruningConfig, structured: Str
         UserError: a density would leave a layer without a head (or without a neuron where the model needs one), or
             ``--stages`` ends elsewhere than ``--density``.
     """
+    assert pruning.density is not None
     final = 100 * (1 - pruning.density)
     if structured.stages is not None and abs(structured.percents()[-1] - final) > 1e-6:
         raise UserError(
@@ -53,8 +55,8 @@ def plan_stages(layers: Sequence[Layer], pruning: PruningConfig, structured: Str
         )
     fractions = structured.fractions()
     removals = {
-        kind: _removals([getattr(layer, kind) for layer in layers], fractions, density or pruning.density, kind)
-        for kind, density in (("heads", structured.head_density), ("neurons", structured.neuron_density))
+        kind: _removals([getattr(layer, kind) for layer in layers], fractions, own or pruning.density, kind)
+        for kind, own in (("heads", structured.head_density), ("neurons", structured.neuron_density))
     }
     return [
         Stage(number=number, percent=round(final * fraction, 2), heads=heads, neurons=neurons)

@@ -259,15 +259,48 @@ class MaskedTrainer(ContrastTrainer):
     """A :class:`ContrastTrainer` of a model with masks.
 
     Args:
-        criterion: whose learned scores, if any, get their own learning rate, and whose state is checkpointed.
-        score_learning_rate: of the learned scores.
+        criterion: its learned scores, if any, get their own learning rate; its penalty, if any, is added to the loss
+            in every step; its state is checkpointed.
     """
 
-    def __init__(self, *, criterion: Criterion, score_learning_rate: float, **options: Any) -> None:
+    def __init__(self, *, criterion: Criterion, **options: Any) -> None:
         super().__init__(**options)
         self.criterion = criterion
-        self.score_learning_rate = score_learning_rate
         self.masks_restored = False
+        self._steps = 1
+        self._penalty: tuple[float, Tensor] | None = None
+
+    def finish_gradients(self) -> None:
+        """What has to happen to the gradients between clipping and the optimiser's step.
+
+        The penalty of the criterion comes in here: its weight is steered over orders of magnitude, and clipping it
+        together with the loss would let it drown what the weights learn.
+        """
+        self.criterion.observe_gradients()
+        for linear in self.criterion.linears.values():
+            linear.drop_masked_gradient()
+        self._penalty = self.criterion.penalty()
+        if self._penalty is not None:
+            weight, value = self._penalty
+            (weight * value).backward()
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """The stock evaluation, which here takes no random number from the training: a resumed run draws the same."""
+        with torch.random.fork_rng(devices=[]):
+            return super().evaluate(*arguments, **options)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the density as it is now, and the criterion's penalty with its weight in the last step."""
+        if "loss" in logs:
+            masks = [linear.mask for linear in self.criterion.linears.values()]
+            logs["density"] = sum(int(m.count_nonzero()) for m in masks) / sum(m.numel() for m in masks)
+            if self._penalty is not None:
+                logs["penalty_weight"], logs["penalty"] = self._penalty[0], self._penalty[1].item()
+        super().log(logs, start_time)
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        self._steps = num_training_steps
+        super().create_optimizer_and_scheduler(num_training_steps)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The stock optimiser over the weights, plus a group of the scores with their own learning rate."""
@@ -279,8 +312,8 @@ class MaskedTrainer(ContrastTrainer):
             for score in scores:
                 score.requires_grad_(True)
             if scores:
-                group = {"params": scores, "lr": self.score_learning_rate, "weight_decay": 0.0}
-                optimizer.add_param_group(group)
+                rate = self.criterion.score_learning_rate(self._steps)
+                optimizer.add_param_group({"params": scores, "lr": rate, "weight_decay": 0.0})
             self.optimizer = optimizer
         return self.optimizer
 
@@ -289,7 +322,7 @@ class MaskedTrainer(ContrastTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            masks = {f"mask.{name}": linear.mask.bool() for name, linear in self.criterion.linears.items()}
+            masks = {f"mask.{name}": _smallest(linear.mask) for name, linear in self.criterion.linears.items()}
             state = {f"criterion.{key}": value.contiguous() for key, value in self.criterion.state().items()}
             save_file(masks | state, Path(output_dir) / PRUNING_STATE)
 
@@ -306,3 +339,9 @@ class MaskedTrainer(ContrastTrainer):
         prefix = "criterion."
         self.criterion.load_state({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         self.masks_restored = True
+
+
+def _smallest(mask: Tensor) -> Tensor:
+    """A mask of zeros and ones as booleans, any other as it is."""
+    binary = mask.bool()
+    return binary if torch.equal(binary.to(mask.dtype), mask) else mask

@@ -1,16 +1,20 @@
 """Unstructured pruning: masks that follow a density schedule while the model trains."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from contraprune.callbacks import GradualPruning, Snapshots
-from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig
-from contraprune.criteria import CRITERIA, Criterion, Movement
+from contraprune.config import ContrastConfig, PruneRunConfig
+from contraprune.criteria import CRITERIA, Criterion
 from contraprune.jobs import Job
 from contraprune.masking import MaskedLinear, mask_linears
 from contraprune.preparation import Prepared, prepare
+from contraprune.pruning_config import PruningConfig
 from contraprune.saliency import fisher_saliency
 from contraprune.saving import parameter_counts
 from contraprune.structure import find_layers
@@ -30,47 +34,50 @@ def prune_weights(job: Job, run: PruneRunConfig, pruning: PruningConfig, contras
     linears = mask_linears(
         {name: module for layer in find_layers(model) for name, module in layer.linears.items()},
         learn_scores=criterion_class.learns_scores,
+        dense_gradients=criterion_class.dense_gradients,
     )
-    criterion = criterion_class(linears, scope=pruning.scope)
-    trainer = MaskedTrainer(
-        **prepared.trainer_options(), criterion=criterion, score_learning_rate=pruning.score_learning_rate
-    )
-    _initialise_scores(criterion, prepared, trainer, pruning)
-    schedule = GradualPruning(
-        trainer,
-        density=pruning.density,
-        warmup=pruning.prune_warmup,
-        cooldown=pruning.prune_cooldown,
-        frozen=pruning.freeze_masks,
-    )
-    trainer.add_callback(schedule)
+    criterion = criterion_class(linears, pruning)
+    trainer = MaskedTrainer(**prepared.trainer_options(), criterion=criterion)
+    _start(criterion, prepared, trainer, pruning)
+    if not criterion.trains_weights:
+        _freeze_all_but_the_head(model, linears)
+    trainer.add_callback(GradualPruning(trainer, pruning))
     if "snapshots" in contrast.sources:
         trainer.add_callback(Snapshots(lambda epoch: prepared.sources.snapshot(epoch, model, prepared.reader)))
-    job.train(trainer, density_at=schedule.density_at)
+    job.train(trainer, density=lambda: _density(linear.mask for linear in linears.values()))
     prepared.reader.remove()
-    density = encoder_density(linears)
-    evaluation = job.save(model, prepared.tokenizer)
+    evaluation = job.save(model, prepared.tokenizer)  # masks are folded in: what is counted is what was saved
     return prepared.finish(
         pruning.method,
         evaluation,
-        density={"target": pruning.density, "encoder": density},
+        density={"target": pruning.density, "encoder": _density(linear.weight for linear in linears.values())},
         parameters={"before": before, "after": parameter_counts(model)["nonzero"]},
     )
 
 
-def encoder_density(linears: dict[str, MaskedLinear]) -> float:
-    """The kept fraction of all weights in masked layers."""
-    kept = sum(int(torch.count_nonzero(linear.mask)) for linear in linears.values())
-    return kept / sum(linear.mask.numel() for linear in linears.values())
+def _density(matrices: Iterable[Tensor]) -> float:
+    """The fraction of all entries that is not zero."""
+    kept, total = 0, 0
+    for matrix in matrices:
+        kept, total = kept + int(torch.count_nonzero(matrix)), total + matrix.numel()
+    return kept / total
 
 
-def _initialise_scores(
-    criterion: Criterion, prepared: Prepared, trainer: MaskedTrainer, pruning: PruningConfig
-) -> None:
+def _freeze_all_but_the_head(model: PreTrainedModel, linears: Mapping[str, MaskedLinear]) -> None:
+    """Leaves only the scores, the pooler and the task's head to train."""
+    for name, parameter in model.named_parameters():
+        in_body = name.startswith(model.base_model_prefix + ".") and ".pooler." not in name
+        parameter.requires_grad_(not in_body)
+    for linear in linears.values():
+        if linear.mask_scores is not None:
+            linear.mask_scores.requires_grad_(True)
+
+
+def _start(criterion: Criterion, prepared: Prepared, trainer: MaskedTrainer, pruning: PruningConfig) -> None:
     job = prepared.job
-    if not isinstance(criterion, Movement) or pruning.score_init == "zero":
+    if not criterion.started or pruning.score_init == "zero":
         return
-    if job.directory.last_checkpoint() is not None:  # which holds the scores
+    if job.directory.last_checkpoint() is not None:  # which holds what came of it
         return
     if pruning.score_init == "magnitude":
         criterion.start_from({name: linear.weight.detach().abs() for name, linear in criterion.linears.items()})

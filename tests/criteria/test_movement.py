@@ -5,8 +5,11 @@ import torch
 from scipy.stats import rankdata
 from torch import nn
 
-from contraprune.criteria.movement import Movement, ranks
+from contraprune.criteria import Movement
+from contraprune.criteria.learned import ranks
 from contraprune.masking import mask_linears
+from contraprune.pruning_config import PruningConfig
+from reference import END
 
 
 def test_ranks_are_those_of_scipy_spread_over_zero_to_one():
@@ -17,10 +20,10 @@ def test_ranks_are_those_of_scipy_spread_over_zero_to_one():
 
 def test_scores_start_at_the_ranks_and_keep_the_most_important():
     linears = mask_linears({"a": nn.Linear(4, 5)}, learn_scores=True)
-    criterion = Movement(linears, scope="local")
+    criterion = Movement(linears, PruningConfig(density=0.25))
     importance = torch.rand(5, 4)
     criterion.start_from({"a": importance})
-    criterion.update_masks(0.25)
+    criterion.update_masks(END)
     kept = set(importance.flatten().topk(5).indices.tolist())
     assert set(linears["a"].mask.flatten().nonzero().flatten().tolist()) == kept
 

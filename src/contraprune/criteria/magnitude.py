@@ -3,10 +3,10 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from contraprune.criteria.base import Criterion
+from contraprune.criteria.base import Ranking
 
 
-class Magnitude(Criterion):
+class Magnitude(Ranking):
     """Importance is ``|weight|``. Costs nothing and knows nothing of the task beyond the weights."""
 
     def importance(self, name: str) -> Float[Tensor, "out in"]:

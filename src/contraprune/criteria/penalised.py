@@ -1,0 +1,125 @@
+"""What criteria with a threshold share: a penalty that shuts scores, steered so that the run ends at its density."""
+
+import abc
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from contraprune.criteria.base import Criterion
+from contraprune.criteria.learned import scores_of
+from contraprune.masking import MaskedLinear
+from contraprune.pruning_config import PruningConfig
+from contraprune.schedules import Moment
+from contraprune.selection import keep_largest
+from contraprune.steering import Pressure, steer
+
+
+class Penalised(Criterion):
+    """Keeps the weights whose score is above a threshold, and pushes scores down by a penalty in the loss.
+
+    With ``config.final_penalty`` its weight follows a schedule and the density is what comes of it, as published.
+    Else the weight is steered (:mod:`contraprune.steering`) so that the density, over all matrices, follows the
+    cubic schedule to ``config.density``. The last masks of a steered run are those of the exact density: the
+    threshold is moved to the quantile of the scores that leaves ``int(density * weights)``. After a run in which the
+    penalty did its work that changes little; in a run too short for it (tens of steps), it is what keeps the promise.
+
+    A subclass has the penalty (:meth:`value`), the masks at a moment, and the masks of given weights.
+    """
+
+    settings: ClassVar[frozenset[str]] = frozenset(("score_init", "score_learning_rate", "final_penalty"))
+    learns_scores: ClassVar[bool] = True
+    started: ClassVar[bool] = True
+
+    def __init__(self, linears: Mapping[str, MaskedLinear], config: PruningConfig) -> None:
+        super().__init__(linears, config)
+        self.pressure = Pressure()
+        self.weight = 0.0
+        self.unit = 0.0
+        self.frozen = False
+
+    @abc.abstractmethod
+    def value(self) -> Float[Tensor, ""]:
+        """The penalty, in [0, 1]: the mean over the matrices of the mean over their scores."""
+
+    @abc.abstractmethod
+    def masks(self, moment: Moment) -> dict[str, Tensor]:
+        """The mask of every layer by the threshold of this moment."""
+
+    @abc.abstractmethod
+    def masks_of(self, density: float) -> dict[str, Tensor]:
+        """The mask of every layer with exactly ``int(density * weights)`` weights kept over all of them."""
+
+    @abc.abstractmethod
+    def scheduled_weight(self, moment: Moment) -> float:
+        """The weight of the penalty in a run without a density."""
+
+    def penalty(self) -> tuple[float, Tensor] | None:
+        return None if self.weight == 0 or self.frozen else (self.weight, self.value())
+
+    @torch.no_grad()
+    def update_masks(self, moment: Moment) -> None:
+        density = self.config.density
+        masks = self.masks_of(density) if moment.last and density is not None else self.masks(moment)
+        for name, mask in masks.items():
+            self.linears[name].set_mask(mask)
+        if moment.last:
+            self.freeze()
+        elif density is None:
+            self.weight = self.scheduled_weight(moment)
+        else:
+            wanted = moment.cubic(1.0, density)
+            self.pressure = steer(self.pressure, density=kept(masks.values()), wanted=wanted, steps=moment.total)
+            self.weight = self.pressure.weight(self.unit)
+
+    def freeze(self) -> None:
+        """From here on masks stay as they are, and nothing pushes the scores."""
+        self.frozen = True
+
+    @torch.no_grad()
+    def observe_gradients(self) -> None:
+        """Measures the unit of the weight: how much the loss pulls at the scores, as a moving average.
+
+        Adam divides every score's gradient by its own size, so only the ratio of the two pulls matters.
+        """
+        if self.config.density is None or self.frozen:
+            return
+        gradients = [scores_of(linear).grad for linear in self.linears.values()]
+        pulls = [gradient.abs().mean() for gradient in gradients if gradient is not None]
+        pull = float(torch.stack(pulls).mean()) * sum(linear.weight.numel() for linear in self.linears.values())
+        if math.isfinite(pull):
+            self.unit = pull if self.unit == 0 else 0.9 * self.unit + 0.1 * pull
+
+    def state(self) -> dict[str, Tensor]:
+        numbers = (self.pressure.integral, self.pressure.value, self.weight, self.unit, float(self.frozen))
+        return {"steering": torch.tensor(numbers, dtype=torch.float64)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        integral, value, self.weight, self.unit, frozen = state["steering"].tolist()
+        self.pressure = Pressure(integral=integral, value=value)
+        if frozen:
+            self.freeze()
+
+
+def kept(masks: Iterable[Tensor]) -> float:
+    """The fraction of all mask entries that is not zero."""
+    counts = [(int(mask.count_nonzero()), mask.numel()) for mask in masks]
+    return sum(count for count, _ in counts) / sum(total for _, total in counts)
+
+
+def keep_with_floors(
+    scores: Sequence[Float[Tensor, "_out _in"]], density: float, floors: Sequence[int]
+) -> list[Tensor]:
+    """The masks of the ``int(density * weights)`` largest scores of all matrices, each keeping at least its floor.
+
+    The floors together are no more than that.
+    """
+    own = [keep_largest([matrix], floor)[0] for matrix, floor in zip(scores, floors, strict=True)]
+    count = int(density * sum(matrix.numel() for matrix in scores)) - sum(floors)
+    others = keep_largest([matrix[~mask] for matrix, mask in zip(scores, own, strict=True)], count)
+    for mask, more in zip(own, others, strict=True):
+        mask[~mask] = more
+    return own
