@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification, DataColla
 from contraprune.bank import Bank, RowFile, RowSpec
 from contraprune.config import ContrastConfig, PruneArguments
 from contraprune.contrastive import source_loss
-from contraprune.criteria import Movement
+from contraprune.criteria import L0, Movement
 from contraprune.encoding import Reader
 from contraprune.masking import mask_linears
 from contraprune.pruning_config import PruningConfig
@@ -150,16 +150,26 @@ def test_each_batch_of_a_step_draws_other_examples_and_a_repeated_step_the_same(
 
 def test_scores_have_their_own_learning_rate_and_no_decay(trainer):
     subject = trainer(learning_rate=1e-3, weight_decay=0.01)
-    groups = subject.create_optimizer().param_groups
+    subject.create_optimizer_and_scheduler(10)
+    groups = subject.optimizer.param_groups
     scores = {id(linear.mask_scores) for linear in subject.criterion.linears.values()}
     of_scores = [group for group in groups if {id(p) for p in group["params"]} & scores]
     assert len(of_scores) == 1
     assert {id(p) for p in of_scores[0]["params"]} == scores
-    assert (of_scores[0]["lr"], of_scores[0]["weight_decay"]) == (0.5, 0.0)
+    assert (of_scores[0]["initial_lr"], of_scores[0]["weight_decay"]) == (0.5, 0.0)
     others = [p for group in groups if group is not of_scores[0] for p in group["params"]]
     assert len(others) + len(scores) == len(list(subject.model.parameters()))
-    assert all(group["lr"] == 1e-3 for group in groups if group is not of_scores[0])
+    assert all(group["initial_lr"] == 1e-3 for group in groups if group is not of_scores[0])
     assert all(p.requires_grad for p in subject.model.parameters())
+
+
+def test_scores_that_have_to_travel_learn_faster_in_a_short_run(trainer):
+    """The learning rate reaches the scores by the stock training loop, which knows the number of steps."""
+    subject = trainer(max_steps=4, learning_rate=1e-3, warmup_steps=0)
+    subject.criterion = L0(subject.criterion.linears, PruningConfig(method="l0"))
+    subject.train()
+    (rate,) = [group["initial_lr"] for group in subject.optimizer.param_groups if group.get("of_scores")]
+    assert rate == 50 / 4
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])

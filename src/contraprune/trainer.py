@@ -267,7 +267,6 @@ class MaskedTrainer(ContrastTrainer):
         super().__init__(**options)
         self.criterion = criterion
         self.masks_restored = False
-        self._steps = 1
         self._penalty: tuple[float, Tensor] | None = None
 
     def finish_gradients(self) -> None:
@@ -298,10 +297,6 @@ class MaskedTrainer(ContrastTrainer):
                 logs["penalty_weight"], logs["penalty"] = self._penalty[0], self._penalty[1].item()
         super().log(logs, start_time)
 
-    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
-        self._steps = num_training_steps
-        super().create_optimizer_and_scheduler(num_training_steps)
-
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The stock optimiser over the weights, plus a group of the scores with their own learning rate."""
         scores = [s for linear in self.criterion.linears.values() if (s := linear.mask_scores) is not None]
@@ -312,10 +307,16 @@ class MaskedTrainer(ContrastTrainer):
             for score in scores:
                 score.requires_grad_(True)
             if scores:
-                rate = self.criterion.score_learning_rate(self._steps)
-                optimizer.add_param_group({"params": scores, "lr": rate, "weight_decay": 0.0})
+                optimizer.add_param_group({"params": scores, "lr": 0.0, "weight_decay": 0.0, "of_scores": True})
             self.optimizer = optimizer
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The stock scheduler; the learning rate of the scores may depend on the length of the run, known here."""
+        for group in (optimizer or self.optimizer).param_groups:
+            if group.get("of_scores"):
+                group["lr"] = self.criterion.score_learning_rate(num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     # ---- checkpoints: the masks and the criterion's own tensors, beside the stock files ----
 
