@@ -19,6 +19,7 @@ import yaml
 from transformers import TrainingArguments
 
 from contraprune.errors import UserError
+from contraprune.tasks import Task
 
 Source = Literal["pretrained", "snapshots", "finetuned"]
 SOURCES: tuple[Source, ...] = ("pretrained", "snapshots", "finetuned")
@@ -219,6 +220,18 @@ class ContrastConfig:
         for flag in ("temperature", "kd_temperature"):
             _require(getattr(self, flag) > 0, flag, "a positive number", getattr(self, flag))
         _require(self.extra_examples >= 0, "extra_examples", "zero or more", self.extra_examples)
+
+    def refuse_without_effect(self, task: Task) -> None:
+        """Refuses settings that mean nothing for a task.
+
+        Raises:
+            UserError: one of them was changed from its default.
+        """
+        if not task.objective.targets:
+            reason = f"without effect on {task.name}, which has no labels and learns from a teacher's vectors alone"
+            refuse_unless_default(self, ("ce_weight", "supervised_weight", "supervised_bins", "kd_temperature"), reason)
+        if task.pooling is not None:
+            refuse_unless_default(self, ("pooling",), "without effect on embeddings: the model says how it pools")
 
     @property
     def sources(self) -> tuple[str, ...]:

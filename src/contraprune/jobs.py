@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from contraprune.callbacks import LogFile, Progress
-from contraprune.config import SHOWN_TRAINING_FIELDS, DataConfig, FinetuneArguments, RunConfig
+from contraprune.config import SHOWN_TRAINING_FIELDS, ContrastConfig, DataConfig, FinetuneArguments, RunConfig
 from contraprune.encoding import readable
 from contraprune.errors import UserError
 from contraprune.prediction import Evaluation, evaluate
@@ -74,6 +74,9 @@ class Job:
             raise UserError(f"--label_smoothing_factor {smoothing}: only for tasks with classes, not for {task.name}")
         if command == "finetune" and not task.objective.targets:
             raise UserError(f"--task_type {data.task_type}: {_NOTHING_TO_LEARN}")
+        for part in settings:
+            if isinstance(part, ContrastConfig):
+                part.refuse_without_effect(task)
         directory = RunDirectory(arguments.output_dir or "")
         resolved = _resolved((run, *settings), arguments)
         record = {"command": command, "data": task.fingerprint, **_environment()}

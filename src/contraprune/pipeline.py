@@ -18,7 +18,6 @@ from contraprune.config import (
     refuse_unless_default,
 )
 from contraprune.jobs import Job
-from contraprune.preparation import refuse_without_effect
 from contraprune.saving import load_for_finetuning, load_tokenizer, parameter_counts
 from contraprune.structured import prune_units
 from contraprune.trainer import TaskTrainer
@@ -90,7 +89,6 @@ def run_prune(
     if arguments.num_train_epochs is None:
         arguments.num_train_epochs = 1.0 if whole_units else 8.0
     job = Job.start("prune", run, (data, pruning, structured, contrast), arguments)
-    refuse_without_effect(contrast, job.task)
     if job.finished:
         return job.directory.read_results()
     if whole_units:

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from contraprune.bank import Bank
-from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig, refuse_unless_default
+from contraprune.config import ContrastConfig, PruneRunConfig, PruningConfig
 from contraprune.encoding import Reader
 from contraprune.errors import UserError
 from contraprune.jobs import Job
@@ -22,19 +22,6 @@ from contraprune.saving import load_for_finetuning, load_pretrained, load_tokeni
 from contraprune.sources import SourceBuilder, cache_directory, model_fingerprint
 from contraprune.tasks import Task
 from contraprune.trainer import ContrastTrainer, Knowledge
-
-
-def refuse_without_effect(contrast: ContrastConfig, task: Task) -> None:
-    """Refuses settings of the losses that mean nothing for a task.
-
-    Raises:
-        UserError: one of them was changed from its default.
-    """
-    if not task.objective.targets:
-        reason = f"without effect on {task.name}, which has no labels and learns from a teacher's vectors alone"
-        refuse_unless_default(contrast, ("ce_weight", "supervised_weight", "kd_temperature"), reason)
-    if task.pooling is not None:
-        refuse_unless_default(contrast, ("pooling",), "without effect on embeddings: the model says how it pools")
 
 
 @dataclass(kw_only=True)
