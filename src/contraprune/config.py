@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 from contraprune.errors import UserError
 from contraprune.settings import refuse_unless_default, setting
 from contraprune.settings import require as _require
-from contraprune.tasks.base import Task
+from contraprune.tasks import Task
 from contraprune.tasks.question_answering import QuestionAnswering
 from contraprune.tasks.spans import AnswerOptions
 
@@ -191,7 +191,16 @@ class ContrastConfig:
         _require(self.extra_examples >= 0, "extra_examples", "zero or more", self.extra_examples)
 
     def for_task(self, task: Task) -> "ContrastConfig":
-        """With the task's own sentence representation where none was asked for."""
+        """With the task's own sentence representation where none was asked for.
+
+        Raises:
+            UserError: a setting that means nothing for the task was changed from its default.
+        """
+        if not task.objective.targets:
+            reason = f"without effect on {task.name}, which has no labels and learns from a teacher's vectors alone"
+            refuse_unless_default(self, ("ce_weight", "supervised_weight", "supervised_bins", "kd_temperature"), reason)
+        if task.pooling is not None:
+            refuse_unless_default(self, ("pooling",), "without effect on embeddings: the model says how it pools")
         if self.pooling != "auto" or task.default_pooling is None:
             return self
         return dataclasses.replace(self, pooling=task.default_pooling)

@@ -19,7 +19,6 @@ from contraprune.config import (
 from contraprune.criteria import CRITERIA
 from contraprune.errors import UserError
 from contraprune.jobs import Job
-from contraprune.preparation import refuse_without_effect
 from contraprune.pruning_config import PruningConfig
 from contraprune.saving import load_for_finetuning, load_tokenizer, parameter_counts
 from contraprune.settings import refuse_unless_default
@@ -93,7 +92,6 @@ def run_prune(
     if arguments.learning_rate is None:  # a stage removes little, and its training has to lose little
         arguments.learning_rate = 5e-5 if whole_units else 2e-4
     task = load_task(**data.source(), seed=arguments.seed)
-    refuse_without_effect(contrast, task)
     contrast = contrast.for_task(task)
     job = Job.start("prune", task, run, (data.for_task(task), pruning, structured, contrast), arguments)
     if job.finished:

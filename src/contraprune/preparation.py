@@ -20,23 +20,9 @@ from contraprune.objectives import Value
 from contraprune.prediction import Evaluation
 from contraprune.pruning_config import PruningConfig
 from contraprune.saving import load_for_finetuning, load_pretrained, load_tokenizer, of_pooler
-from contraprune.settings import refuse_unless_default
 from contraprune.sources import SourceBuilder, cache_directory, model_fingerprint
 from contraprune.tasks import Task
 from contraprune.trainer import ContrastTrainer, Knowledge
-
-
-def refuse_without_effect(contrast: ContrastConfig, task: Task) -> None:
-    """Refuses settings of the losses that mean nothing for a task.
-
-    Raises:
-        UserError: one of them was changed from its default.
-    """
-    if not task.objective.targets:
-        reason = f"without effect on {task.name}, which has no labels and learns from a teacher's vectors alone"
-        refuse_unless_default(contrast, ("ce_weight", "supervised_weight", "kd_temperature"), reason)
-    if task.pooling is not None:
-        refuse_unless_default(contrast, ("pooling",), "without effect on embeddings: the model says how it pools")
 
 
 @dataclass(kw_only=True)

@@ -397,17 +397,18 @@ def _slopes(model, trainer, layers):
     [
         ({"ce_weight": 0.5}, "--ce_weight 0.5: without effect on stsb, which has no labels"),
         ({"supervised_weight": 0.1}, "--supervised_weight 0.1: without effect on stsb"),
+        ({"supervised_bins": 3}, "--supervised_bins 3: without effect on stsb"),
         ({"kd_temperature": 1.0}, "--kd_temperature 1.0: without effect on stsb"),
-        ({"supervised_bins": 3}, "--supervised_bins 3: only for regression, not for stsb"),
         ({"pooling": "cls"}, "--pooling cls: without effect on embeddings: the model says how it pools"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor 0.1: only for tasks with classes, not for stsb"),
     ],
 )
-def test_settings_without_effect_are_refused(encoder_options, changes, message):
+def test_settings_without_effect_are_refused_and_nothing_is_written(encoder_options, changes, message):
     with pytest.raises(UserError) as caught:
         contraprune.prune(**encoder_options, **changes)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+    assert not Path(encoder_options["output_dir"]).exists()
 
 
 def test_there_is_nothing_to_finetune(encoder_options, tmp_path):
