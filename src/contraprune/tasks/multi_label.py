@@ -181,11 +181,11 @@ def _separator(rows: Rows, column: str, asked: str | None) -> str | None:
             found = "nothing" if not asked else f"lists in column '{column}' of {rows.source}"
             raise UserError(f"--label_separator: expected the text between labels, found {found}")
         return asked
-    found = [sign for sign in _SEPARATORS if any(sign in text for text in texts)]
-    if len(found) > 1:
-        seen = f"column '{column}': expected one sign between labels, found {shown(found)}"
+    signs = [sign for sign in _SEPARATORS if any(sign in text for text in texts)]
+    if len(signs) > 1:
+        seen = f"column '{column}': expected one sign between labels, found {shown(signs)}"
         raise UserError(f"{rows.source}: {seen}; choose with --label_separator")
-    return found[0] if found else None
+    return signs[0] if signs else None
 
 
 def _lists(rows: Rows, column: str, separator: str | None) -> list[list[Any]]:

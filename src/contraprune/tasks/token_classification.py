@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, final
 import numpy as np
 from datasets import Dataset, Features, List, Value
 from jaxtyping import Float
-from seqeval.metrics import precision_recall_fscore_support
+from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from transformers import (
@@ -106,10 +106,8 @@ class TokenClassification(Task):
             return accuracy | {"f1_macro": float(f1)}
         names = {_MISSED: OUTSIDE} | dict(enumerate(map(_iobes, self.label_names)))
         sequences = [[[names[tag] for tag in row] for row in rows] for rows in (dataset["tags"], predicted)]
-        scores = precision_recall_fscore_support(*sequences, average="micro", zero_division=0)
-        return {
-            name: float(score) for name, score in zip(("precision", "recall", "f1"), scores, strict=False)
-        } | accuracy
+        precision, recall, f1, _ = precision_recall_fscore_support(*sequences, average="micro", zero_division=0)
+        return {"f1": float(f1), "precision": float(precision), "recall": float(recall)} | accuracy
 
     def _predicted(self, outputs: Sequence[np.ndarray], encoded: Dataset, dataset: Dataset) -> list[list[int]]:
         """A tag for every word of every text."""
@@ -209,8 +207,9 @@ def inferred_layout(rows: Rows, flags: Flags) -> TagLayout:
     column = flags.label_column or _only(rows, _TAG_COLUMNS, "label_column")
     flat = one_per_row(rows, column, _lists(rows, column))
     values = label_values(flat, column)
-    if _IGNORED in values:
-        raise flat.error(values.index(_IGNORED), f"column '{column}': expected a tag for every word, found {_IGNORED}")
+    for index, value in enumerate(values):
+        if value in (_IGNORED, str(_IGNORED)):
+            raise flat.error(index, f"column '{column}': expected a tag for every word, found {value}")
     labels = name_labels(rows, column, values, flags, first=OUTSIDE)
     return TagLayout(
         token_column=tokens, tag_column=column, label_names=labels.names, label_ids=labels.ids, labels_of=labels.of
