@@ -60,7 +60,7 @@ class DataConfig:
     label_column: str | None = setting(
         None, "Column of the label (label), the list of labels (label, labels) or the tags (ner_tags, tags, labels)."
     )
-    label_names: list[str] | None = setting(
+    labels: list[str] | None = setting(
         None, "Names of all labels, joined by commas, where the file numbers them (0, 1, ...) or lacks some."
     )
     label_columns: list[str] | None = setting(

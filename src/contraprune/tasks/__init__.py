@@ -27,7 +27,7 @@ TASK_TYPES = tuple(_INFERRED)
 # Endings that only some kinds of task can read, and flags that only some have a use for.
 _READERS: Mapping[str, Mapping[str, Reader]] = {"token_classification": conll.READERS}
 _ONLY_FOR: Mapping[str, tuple[str, ...]] = {
-    "label_names": ("classification", "multi_label", "token_classification"),
+    "labels": ("classification", "multi_label", "token_classification"),
     "label_columns": ("multi_label",),
     "label_separator": ("multi_label",),
 }
@@ -42,7 +42,7 @@ def load_task(
     validation_file: str | None,
     text_columns: Sequence[str] | None,
     label_column: str | None,
-    label_names: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
     label_columns: Sequence[str] | None = None,
     label_separator: str | None = None,
     max_train_samples: int | None,
@@ -74,7 +74,7 @@ def load_task(
         validation_file=validation_file,
         text_columns=text_columns,
         label_column=label_column,
-        label_names=_split(label_names),
+        labels=_split(labels),
         label_columns=_split(label_columns),
         label_separator=label_separator,
         known_labels=known_labels,
@@ -99,7 +99,7 @@ class _Source:
     validation_file: str | None
     text_columns: Sequence[str] | None
     label_column: str | None
-    label_names: Sequence[str] | None
+    labels: Sequence[str] | None
     label_columns: Sequence[str] | None
     label_separator: str | None
     known_labels: Sequence[str]
@@ -158,7 +158,7 @@ def _own_files(source: _Source, *, train: bool, evaluation: bool) -> tuple[str, 
     flags = Flags(
         text_columns=source.text_columns,
         label_column=source.label_column,
-        label_names=source.label_names,
+        labels=source.labels,
         label_columns=source.label_columns,
         label_separator=source.label_separator,
         known_labels=source.known_labels,

@@ -133,7 +133,7 @@ class Flags:
 
     text_columns: Sequence[str] | None
     label_column: str | None
-    label_names: Sequence[str] | None = None
+    labels: Sequence[str] | None = None
     label_columns: Sequence[str] | None = None
     label_separator: str | None = None
     known_labels: Sequence[str] = ()

@@ -76,7 +76,7 @@ def name_labels(
 ) -> Labels:
     """What the labels of the user's own file are called.
 
-    ``flags.label_names``, which the values are, or are positions in; else ``flags.known_labels`` (a model's) where
+    ``flags.labels``, which the values are, or are positions in; else ``flags.known_labels`` (a model's) where
     that is true of all values, because a file to evaluate on need not have every label; else the values, sorted.
 
     Args:
@@ -86,11 +86,11 @@ def name_labels(
     Raises:
         UserError: there are fewer than two labels.
     """
-    if flags.label_names is not None:
-        names = tuple(flags.label_names)
+    if flags.labels is not None:
+        names = tuple(flags.labels)
         if len(set(names)) < max(2, len(names)):
-            raise UserError(f"--label_names: expected at least two different names, found {shown(names)}")
-        return Labels(names=names, ids=named_ids(names), of="--label_names")
+            raise UserError(f"--labels: expected at least two different names, found {shown(names)}")
+        return Labels(names=names, ids=named_ids(names), of="--labels")
     distinct = sorted({*values}, key=lambda value: (value != first, value))
     known = positions(distinct, flags.known_labels)
     if flags.known_labels and known is not None:

@@ -149,7 +149,7 @@ def inferred_layout(rows: Rows, flags: Flags) -> LabelSetLayout:
 
 
 def _columns_layout(rows: Rows, flags: Flags, columns: tuple[str, ...]) -> LabelSetLayout:
-    for flag in ("label_column", "label_names", "label_separator"):
+    for flag in ("label_column", "labels", "label_separator"):
         if getattr(flags, flag) is not None:
             raise UserError(f"--{flag}: expected without --label_columns, which say it, found both")
     if len(set(columns)) < max(2, len(columns)):
