@@ -29,7 +29,7 @@ from contraprune.tasks.texts import mapped
 OUTSIDE = "O"
 _MISSED = -1  # the prediction for a word that the model never saw
 _IGNORED = -100
-_ENTITY_TAG = re.compile(r"O|[BIESLU](-.+)?")  # IOB, IOBES, and BILOU: the same with L for E and U for S
+_ENTITY_TAG = re.compile(r"O|[BIESLU](-.+)?", re.IGNORECASE)  # IOB, IOBES, and BILOU: the same with L for E and U for S
 _TOKEN_COLUMNS = ("tokens", "words")
 _TAG_COLUMNS = ("ner_tags", "tags", "labels", "label")
 
@@ -111,7 +111,8 @@ class TokenClassification(Task):
 
     def _predicted(self, outputs: Sequence[np.ndarray], encoded: Dataset, dataset: Dataset) -> list[list[int]]:
         """A tag for every word of every text."""
-        missed = self.label_names.index(OUTSIDE) if OUTSIDE in self.label_names else _MISSED
+        names = [name.upper() for name in self.label_names]
+        missed = names.index(OUTSIDE) if OUTSIDE in names else _MISSED
         predicted = []
         for row, labels, words, tags in zip(outputs, encoded["labels"], encoded["words"], dataset["tags"], strict=True):
             answers = [missed] * len(tags)
@@ -137,7 +138,7 @@ def first_pieces(words: Iterable[int | None]) -> list[int | None]:
 
 def are_entities(label_names: Sequence[str]) -> bool:
     """Whether tags say where entities begin and go on: IOB1, IOB2, IOBES or BILOU."""
-    return all(map(_ENTITY_TAG.fullmatch, label_names)) and set(label_names) != {OUTSIDE}
+    return all(map(_ENTITY_TAG.fullmatch, label_names)) and {*map(_iobes, label_names)} != {OUTSIDE}
 
 
 def main_metric(label_names: Sequence[str]) -> str:
@@ -146,7 +147,9 @@ def main_metric(label_names: Sequence[str]) -> str:
 
 
 def _iobes(tag: str) -> str:
-    return {"L": "E", "U": "S"}.get(tag[0], tag[0]) + tag[1:]
+    """The tag as seqeval knows it."""
+    prefix = tag[0].upper()
+    return {"L": "E", "U": "S"}.get(prefix, prefix) + tag[1:]
 
 
 def _separator(tokenizer: PreTrainedTokenizerBase) -> str:
