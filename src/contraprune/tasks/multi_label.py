@@ -22,7 +22,7 @@ from contraprune.tasks.texts import text_columns, tokenize
 
 PROBLEM_TYPE = "multi_label_classification"
 _SEPARATORS = (",", "|", ";")
-_ZERO_OR_ONE: Mapping[Any, int] = {0: 0, 1: 1, "0": 0, "1": 1, "0.0": 0, "1.0": 1}  # True is 1, too
+_ZERO_OR_ONE = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
 @final
@@ -166,9 +166,9 @@ def _columns_layout(rows: Rows, flags: Flags, columns: tuple[str, ...]) -> Label
 
 
 def _zeros_and_ones(rows: Rows, column: str) -> list[int]:
-    values = rows.column(column)
+    values = [str(value).lower() for value in rows.column(column)]
     for index, value in enumerate(values):
-        if not isinstance(value, str | int | float) or value not in _ZERO_OR_ONE:
+        if value not in _ZERO_OR_ONE:
             raise rows.error(index, f"column '{column}': expected 0 or 1, found {value!r:.80}")
     return [_ZERO_OR_ONE[value] for value in values]
 
