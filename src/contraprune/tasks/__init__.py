@@ -56,6 +56,8 @@ def load_task(
 
     Only what is needed is loaded, except that ``train_file`` is always read where given, because the labels
     are defined by it; ``task_type`` says what the files are for (one of ``TASK_TYPES``; None: classification).
+    ``labels`` names the labels of files that number them or lack some; ``label_columns`` and ``label_separator``
+    say how sets of labels stand in a file.
     ``max_train_samples`` and ``max_eval_samples`` keep the first rows of each split.
     ``seed`` draws the training rows of "toy" and nothing else. ``known_labels`` are a model's labels, which the
     user's own files may have fewer of.

@@ -98,7 +98,7 @@ class TokenClassification(Task):
         wrong where there is no "O".
         """
         predicted = self._predicted(outputs, encoded, dataset)
-        right, answers = [*chain(*dataset["tags"])], [*chain(*predicted)]
+        right, answers = [*chain.from_iterable(dataset["tags"])], [*chain.from_iterable(predicted)]
         accuracy = {"accuracy": float(accuracy_score(right, answers))}
         if not are_entities(self.label_names):
             seen = sorted({*right, *answers} - {_MISSED})
