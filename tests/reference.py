@@ -157,3 +157,52 @@ def best_span(start_logits, end_logits, context, *, n_best, max_answer_length):
                 if best is None or score > best[2]:
                     best = (start, end, score)
     return best
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """(kind, first word, last word) of the entities that tags such as B-PER mark, one tag at a time.
+
+    As conlleval of CoNLL-2003 counts: an I (or E) goes on with an entity of its kind, and begins one where there is
+    none. S and E (BILOU: U and L) end theirs.
+    """
+    found, start, kind, previous = set(), None, None, "O"
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, kind_here = tag.partition("-")
+        goes_on = start is not None and prefix in ("I", "E", "L") and kind_here == kind and previous in ("B", "I")
+        if start is not None and not goes_on:
+            found.add((kind, start, place - 1))
+            start = None
+        if prefix != "O" and start is None:
+            start, kind = place, kind_here
+        previous = prefix
+    return found
+
+
+def entity_scores(right: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Precision, recall and F1 of entities with the right kind and extent, and the accuracy of single tags."""
+    hits = expected = marked = 0
+    for one, other in zip(right, predicted, strict=True):
+        hits += len(entities(one) & entities(other))
+        expected += len(entities(one))
+        marked += len(entities(other))
+    precision, recall = hits / marked if marked else 0.0, hits / expected if expected else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    pairs = [pair for rows in zip(right, predicted, strict=True) for pair in zip(*rows, strict=True)]
+    accuracy = sum(one == other for one, other in pairs) / len(pairs)
+    return {"f1": f1, "precision": precision, "recall": recall, "accuracy": accuracy}
+
+
+def f1(pairs: Sequence[tuple[bool, bool]]) -> float:
+    """F1 of (right, predicted) decisions; zero where there is nothing to find or nothing was found."""
+    hits = sum(right and predicted for right, predicted in pairs)
+    return 2 * hits / (sum(right for right, _ in pairs) + sum(predicted for _, predicted in pairs)) if hits else 0.0
+
+
+def average_precision(pairs: Sequence[tuple[bool, float]]) -> float:
+    """The precision at each threshold of (right, score), weighted by the recall gained there."""
+    total, gained, before = sum(right for right, _ in pairs), 0.0, 0
+    for threshold in sorted({score for _, score in pairs}, reverse=True):
+        chosen = [right for right, score in pairs if score >= threshold]
+        gained += (sum(chosen) - before) * sum(chosen) / len(chosen)
+        before = sum(chosen)
+    return gained / total

@@ -46,13 +46,28 @@ class DataConfig:
     )
     task_type: str | None = setting(
         None,
-        "What the data are for: classification, regression, question_answering or embedding. Default: what --task was "
-        "made for, with your own files classification.",
+        "What the data are for: classification, regression, multi_label, token_classification, question_answering or "
+        "embedding. Default: what --task was made for, with your own files classification.",
     )
-    train_file: str | None = setting(None, "Your own training file (.jsonl, .csv, .tsv, .parquet), without --task.")
+    train_file: str | None = setting(
+        None, "Your own training file (.jsonl, .csv, .tsv, .parquet; of tokens also .conll, .txt), without --task."
+    )
     validation_file: str | None = setting(None, "Your own validation file.")
     text_columns: list[str] | None = setting(None, "Column(s) of the text: one, or two for pairs. Default: guessed.")
-    label_column: str | None = setting(None, "Column of the label (of the answers). Default: label (answers).")
+    label_column: str | None = setting(
+        None,
+        "Column of the label (label), of the list of labels (label, labels), of the tags (ner_tags, tags, labels) or "
+        "of the answers (answers).",
+    )
+    labels: list[str] | None = setting(
+        None, "Names of all labels, joined by commas, where the file numbers them (0, 1, ...) or lacks some."
+    )
+    label_columns: list[str] | None = setting(
+        None, "multi_label: columns of zeros and ones, joined by commas, one for each label."
+    )
+    label_separator: str | None = setting(
+        None, "multi_label: what stands between the labels in a column of text. Default: the one of , | ; that occurs."
+    )
     max_train_samples: int | None = setting(None, "Use only the first N training rows.")
     max_eval_samples: int | None = setting(None, "Use only the first N validation rows.")
     max_length: int | None = setting(

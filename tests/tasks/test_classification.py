@@ -34,11 +34,14 @@ def load(**changes) -> TextClassification:
         "validation_file": None,
         "text_columns": None,
         "label_column": None,
+        "labels": None,
+        "label_columns": None,
+        "label_separator": None,
         "max_train_samples": None,
         "max_eval_samples": None,
         "seed": 0,
     }
-    assert changes.keys() <= flags.keys() | {"need_train", "need_evaluation", "answering"}
+    assert changes.keys() <= flags.keys() | {"need_train", "need_evaluation", "answering", "known_labels"}
     paths = {k: str(v) for k, v in changes.items() if isinstance(v, Path)}
     return load_task(**{**flags, **changes, **paths})
 

@@ -5,9 +5,20 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from contraprune.errors import UserError
-from contraprune.tasks import classification, embedding, glue, question_answering, regression, squad, toy
+from contraprune.tasks import (
+    classification,
+    conll,
+    embedding,
+    glue,
+    multi_label,
+    question_answering,
+    regression,
+    squad,
+    token_classification,
+    toy,
+)
 from contraprune.tasks.base import Flags, Layout, Task, build
-from contraprune.tasks.files import Rows, read, read_directory, shown
+from contraprune.tasks.files import Reader, Rows, read, read_directory, shown
 from contraprune.tasks.question_answering import QuestionLayout
 from contraprune.tasks.spans import AnswerOptions
 
@@ -20,6 +31,8 @@ TASKS = tuple(sorted(_LAYOUTS))
 _INFERRED: Mapping[str, Callable[[Rows, Flags], Layout]] = {
     "classification": classification.inferred_layout,
     "regression": regression.inferred_layout,
+    "multi_label": multi_label.inferred_layout,
+    "token_classification": token_classification.inferred_layout,
     "question_answering": question_answering.inferred_layout,
     "embedding": embedding.inferred_layout,
 }
@@ -27,6 +40,14 @@ _OF_NAMED: Mapping[str, Callable[[str, Layout], Layout]] = {"embedding": embeddi
 _OF_FILES = ("text_columns", "label_column")
 TASK_TYPES = tuple(_INFERRED)
 """The names for ``--task_type``: what the data are for."""
+
+# Endings that only some kinds of task can read, and flags that only some have a use for.
+_READERS: Mapping[str, Mapping[str, Reader]] = {"token_classification": conll.READERS}
+_ONLY_FOR: Mapping[str, tuple[str, ...]] = {
+    "labels": ("classification", "multi_label", "token_classification"),
+    "label_columns": ("multi_label",),
+    "label_separator": ("multi_label",),
+}
 
 
 def load_task(
@@ -38,6 +59,9 @@ def load_task(
     validation_file: str | None,
     text_columns: Sequence[str] | None,
     label_column: str | None,
+    labels: Sequence[str] | None = None,
+    label_columns: Sequence[str] | None = None,
+    label_separator: str | None = None,
     max_train_samples: int | None,
     max_eval_samples: int | None,
     seed: int,
@@ -51,6 +75,8 @@ def load_task(
     Only what is needed is loaded, except that ``train_file`` is always read where given, because the labels
     are defined by it; ``task_type`` says what the files are for (one of ``TASK_TYPES``; None: classification), or
     for "embedding" what a named task is for, if not for what it was made for.
+    ``labels`` names the labels of files that number them or lack some; ``label_columns`` and ``label_separator``
+    say how sets of labels stand in a file.
     ``max_train_samples`` and ``max_eval_samples`` keep the first rows of each split.
     ``seed`` draws the training rows of "toy" and nothing else. ``known_labels`` are a model's labels, which the
     user's own files may have fewer of. ``answering`` is for question answering alone.
@@ -69,6 +95,9 @@ def load_task(
         validation_file=validation_file,
         text_columns=text_columns,
         label_column=label_column,
+        labels=_split(labels),
+        label_columns=_split(label_columns),
+        label_separator=label_separator,
         known_labels=known_labels,
     )
     _check(source)
@@ -94,10 +123,18 @@ class _Source:
     validation_file: str | None
     text_columns: Sequence[str] | None
     label_column: str | None
+    labels: Sequence[str] | None
+    label_columns: Sequence[str] | None
+    label_separator: str | None
     known_labels: Sequence[str]
 
     def given(self, *flags: str) -> list[str]:
         return [f"--{flag}" for flag in flags if getattr(self, flag) is not None]
+
+
+def _split(names: Sequence[str] | None) -> list[str] | None:
+    """Names that may be joined by commas."""
+    return None if names is None else [part.strip() for name in names for part in name.split(",")]
 
 
 def _check(source: _Source) -> None:
@@ -112,8 +149,12 @@ def _check(source: _Source) -> None:
             raise UserError(f"--data_dir: expected with --task only, found with {' and '.join(files)}")
     elif source.task not in _LAYOUTS:
         raise UserError(f"--task: expected one of {shown(TASKS)}, found '{source.task}'")
-    elif extra := files + source.given(*["task_type"] * (source.task_type not in _OF_NAMED), *_OF_FILES):
+    elif extra := files + source.given(*["task_type"] * (source.task_type not in _OF_NAMED), *_OF_FILES, *_ONLY_FOR):
         raise UserError(f"{' and '.join(extra)}: expected without --task, found with --task {source.task}")
+    task_type = source.task_type or "classification"
+    for flag, types in _ONLY_FOR.items():
+        if source.given(flag) and task_type not in types:
+            raise UserError(f"--{flag}: only for --task_type {' or '.join(types)}, found {task_type}")
 
 
 def _named(task: str, data_dir: str | None, seed: int, *, train: bool, evaluation: bool) -> dict[str, Rows]:
@@ -132,14 +173,23 @@ def _own_files(source: _Source, *, train: bool, evaluation: bool) -> tuple[str, 
     for flag, needed in (("train_file", train), ("validation_file", evaluation)):
         if needed and not source.given(flag):
             raise UserError(f"--{flag}: expected a data file, found none")
+    task_type = source.task_type or "classification"
+    readers = _READERS.get(task_type)
     splits = {}
     if source.train_file is not None:
-        splits["train"] = read(Path(source.train_file))
+        splits["train"] = read(Path(source.train_file), readers)
     if source.validation_file is not None and (evaluation or not splits):
-        splits["validation"] = read(Path(source.validation_file))
+        splits["validation"] = read(Path(source.validation_file), readers)
     first = next(iter(splits.values()))
-    flags = Flags(text_columns=source.text_columns, label_column=source.label_column, known_labels=source.known_labels)
-    layout = _INFERRED[source.task_type or "classification"](first, flags)
+    flags = Flags(
+        text_columns=source.text_columns,
+        label_column=source.label_column,
+        labels=source.labels,
+        label_columns=source.label_columns,
+        label_separator=source.label_separator,
+        known_labels=source.known_labels,
+    )
+    layout = _INFERRED[task_type](first, flags)
     if not train:
         splits.pop("train", None)
     if not evaluation:

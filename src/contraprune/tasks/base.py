@@ -152,6 +152,9 @@ class Flags:
 
     text_columns: Sequence[str] | None
     label_column: str | None
+    labels: Sequence[str] | None = None
+    label_columns: Sequence[str] | None = None
+    label_separator: str | None = None
     known_labels: Sequence[str] = ()
 
 

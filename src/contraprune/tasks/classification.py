@@ -11,11 +11,10 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
 
-from contraprune.errors import UserError
 from contraprune.objectives import OneLabel
 from contraprune.tasks.base import Flags, Layout, Task
-from contraprune.tasks.files import Rows, shown
-from contraprune.tasks.labels import label_ids, label_values, match_labels, positions
+from contraprune.tasks.files import Rows
+from contraprune.tasks.labels import label_ids, label_values, match_labels, name_labels, named_ids
 from contraprune.tasks.texts import text_columns, tokenize
 
 
@@ -108,7 +107,7 @@ def named_layout(
         text_columns=text_columns,
         label_column="label",
         label_names=label_names,
-        label_ids={value: i for i, label in enumerate(label_names) for value in (i, label)},
+        label_ids=named_ids(label_names),
         labels_of=name,
         main_metric=main_metric,
         splits=splits,
@@ -118,24 +117,15 @@ def named_layout(
 def inferred_layout(rows: Rows, flags: Flags) -> ClassLayout:
     """The layout of the user's own file. Names in the label column are sorted, whole numbers too.
 
-    Where all labels of the file are among ``flags.known_labels`` (or are positions in them), those are the labels:
-    a file to evaluate on need not have every class.
-
     Raises:
         UserError: columns are missing or ambiguous, or the labels are not names or whole numbers.
     """
     label = label_column(rows, flags)
     texts = text_columns(rows, flags.text_columns, label)
-    values = label_values(rows, label)
-    distinct: list[Any] = sorted(set(values))
-    if known := positions(distinct, flags.known_labels):
-        names, ids = tuple(flags.known_labels), known
-    elif len(distinct) < 2:
-        expected = f"expected at least two different labels in column '{label}'"
-        raise UserError(f"{rows.source}: {expected}, found only {shown(distinct)}")
-    else:
-        names, ids = tuple(str(value) for value in distinct), {value: i for i, value in enumerate(distinct)}
-    return ClassLayout(text_columns=texts, label_column=label, label_names=names, label_ids=ids, labels_of=rows.source)
+    labels = name_labels(rows, label, label_values(rows, label), flags)
+    return ClassLayout(
+        text_columns=texts, label_column=label, label_names=labels.names, label_ids=labels.ids, labels_of=labels.of
+    )
 
 
 def label_column(rows: Rows, flags: Flags) -> str:

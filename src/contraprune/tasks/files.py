@@ -80,6 +80,9 @@ class Rows:
         return values
 
 
+Reader = Callable[[Path], Rows]
+
+
 def shown(names: Sequence[object] | Mapping[str, Any], limit: int = 12) -> str:
     """Names for an error message: in quotes, on one line, cut after ``limit``."""
     quoted = [repr(str(name)) for name in list(names)[:limit]]
@@ -87,17 +90,21 @@ def shown(names: Sequence[object] | Mapping[str, Any], limit: int = 12) -> str:
     return listed + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def read(path: Path) -> Rows:
+def read(path: Path, more: Mapping[str, Reader] | None = None) -> Rows:
     """All rows of a .jsonl, .json (a list of objects, or lines), .csv, .tsv or .parquet file.
+
+    Args:
+        more: readers of further endings.
 
     Raises:
         UserError: the file is missing, empty, not of a known kind or broken; with the line or row number.
     """
-    reader = READERS.get(path.suffix.lower())
+    readers = {**READERS, **(more or {})}
+    reader = readers.get(path.suffix.lower())
     if os.path.isdir(path):
         raise UserError(f"{path}: expected a file, found a directory")
     if reader is None:
-        raise UserError(f"{path}: expected a file ending in {', '.join(READERS)}, found '{path.suffix}'")
+        raise UserError(f"{path}: expected a file ending in {', '.join(readers)}, found '{path.suffix}'")
     try:
         rows = reader(path)
     except FileNotFoundError:
@@ -139,7 +146,8 @@ def _split_file(directory: Path, split: str) -> Path | None:
     return paths[0] if paths else None
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file in UTF-8. Raises UserError at the first line that is not."""
     raw = path.read_bytes()
     try:
         return raw.decode("utf-8-sig")
@@ -176,7 +184,7 @@ def _objects(values: Sequence[Any], numbers: Sequence[int], path: Path, unit: st
 
 
 def _json_lines(path: Path) -> Rows:
-    return _parse_lines(_text(path), path)
+    return _parse_lines(read_text(path), path)
 
 
 def _parse_lines(text: str, path: Path) -> Rows:
@@ -187,7 +195,7 @@ def _parse_lines(text: str, path: Path) -> Rows:
 
 
 def _json_file(path: Path) -> Rows:
-    text = _text(path)
+    text = read_text(path)
     if not text.lstrip().startswith("["):
         return _parse_lines(text, path)
     values = _json_value(text, str(path), 1)
@@ -197,7 +205,7 @@ def _json_file(path: Path) -> Rows:
 def _delimited(path: Path, dialect: type[csv.Dialect]) -> Rows:
     limit = csv.field_size_limit(sys.maxsize)  # the default stops at texts of 131,072 characters
     try:
-        return _parse_delimited(csv.reader(io.StringIO(_text(path), newline=""), dialect, strict=True), path)
+        return _parse_delimited(csv.reader(io.StringIO(read_text(path), newline=""), dialect, strict=True), path)
     finally:
         csv.field_size_limit(limit)
 
@@ -244,7 +252,7 @@ def _parquet(path: Path) -> Rows:
     return Rows(source=str(path), values=values, numbers=range(1, len(values) + 1))
 
 
-READERS: Mapping[str, Callable[[Path], Rows]] = {
+READERS: Mapping[str, Reader] = {
     ".jsonl": _json_lines,
     ".json": _json_file,
     ".csv": _csv,

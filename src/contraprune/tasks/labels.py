@@ -3,9 +3,11 @@
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from contraprune.errors import UserError
+from contraprune.tasks.base import Flags
 from contraprune.tasks.files import Rows, shown
 
 _WHOLE = re.compile(r"0|-?[1-9][0-9]*")  # "007" is a name: it would not come back from a number
@@ -25,7 +27,7 @@ def match_labels(task_names: Sequence[str], model_names: Sequence[str], *, model
         wanted, offered = ([spelling(name) for name in names] for names in (task_names, model_names))
         if len(set(wanted)) == len(wanted) and sorted(wanted) == sorted(offered):
             return [offered.index(name) for name in wanted]
-    if len(task_names) == len(model_names) and (_nameless(task_names) or _nameless(model_names)):
+    if len(task_names) == len(model_names) and (nameless(task_names) or nameless(model_names)):
         pairs = ", ".join(f"{a} = {b}" for a, b in zip(task_names, model_names, strict=True))
         warnings.warn(f"{model}: labels are matched by position, for want of names: {pairs}", stacklevel=2)
         return list(range(len(task_names)))
@@ -49,8 +51,66 @@ def _loose(name: str) -> str:
     return re.sub(r"[\s_-]", "", name).casefold()
 
 
-def _nameless(names: Sequence[str]) -> bool:
+def nameless(names: Sequence[str]) -> bool:
+    """Whether labels are only numbered: LABEL_0, LABEL_1, … or 0, 1, …"""
     return any(list(names) == [f"{prefix}{i}" for i in range(len(names))] for prefix in ("LABEL_", ""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """The labels of a file.
+
+    Attributes:
+        names: the name of each label id.
+        ids: label id by the value found in the file.
+        of: whose labels these are, as errors name it.
+    """
+
+    names: tuple[str, ...]
+    ids: Mapping[int | str, int]
+    of: str
+
+
+def name_labels(
+    rows: Rows, column: str, values: Sequence[int | str], flags: Flags, *, first: str | None = None
+) -> Labels:
+    """What the labels of the user's own file are called.
+
+    ``flags.labels``, which the values are, or are positions in; else ``flags.known_labels`` (a model's) where
+    that is true of all values, because a file to evaluate on need not have every label; else the values, sorted.
+
+    Args:
+        values: all labels of the column.
+        first: the name that comes before the sorted others.
+
+    Raises:
+        UserError: there are fewer than two labels.
+    """
+    if flags.labels is not None:
+        names = tuple(flags.labels)
+        if len(set(names)) < max(2, len(names)):
+            raise UserError(f"--labels: expected at least two different names, found {shown(names)}")
+        return Labels(names=names, ids=named_ids(names), of="--labels")
+    distinct = sorted({*values}, key=lambda value: (value != first, value))
+    known = positions(distinct, flags.known_labels)
+    if flags.known_labels and known is not None:
+        return Labels(names=tuple(flags.known_labels), ids=known, of=rows.source)
+    if len(distinct) < 2:
+        expected = f"expected at least two different labels in column '{column}'"
+        raise UserError(f"{rows.source}: {expected}, found {'only ' + shown(distinct) if distinct else 'none'}")
+    return Labels(names=tuple(map(str, distinct)), ids={value: i for i, value in enumerate(distinct)}, of=rows.source)
+
+
+def named_ids(names: Sequence[str]) -> dict[int | str, int]:
+    """Label id by name, and by itself."""
+    return {value: i for i, name in enumerate(names) for value in (i, name)}
+
+
+def one_per_row(rows: Rows, column: str, lists: Sequence[Sequence[Any]]) -> Rows:
+    """The values of a column of lists as rows of their own, each numbered as the row it stands in."""
+    numbers = [number for number, values in zip(rows.numbers, lists, strict=True) for _ in values]
+    values = [{column: value} for row in lists for value in row]
+    return Rows(source=rows.source, values=values, numbers=numbers, unit=rows.unit, typed=rows.typed)
 
 
 def label_values(rows: Rows, column: str) -> list[int] | list[str]:
