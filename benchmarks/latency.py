@@ -1,9 +1,10 @@
-"""Latency of every stage of a structured run against the dense model, in PyTorch, in one process.
+"""Accuracy, parameters and latency after every stage of structured runs, against the dense model, in PyTorch.
 
-    python benchmarks/latency.py RUN_DIR [--threads 1] [--repeats 15] [--output FILE.json]
+    python benchmarks/latency.py RUN_DIR [RUN_DIR ...] --model DENSE [--threads 1] [--rounds 25] [--output FILE.json]
 
-Models are rebuilt from the sizes in results.json (what is computed does not depend on the values of weights).
-All models take turns in every round; a speed-up is the median over rounds of dense time over own time.
+Models are rebuilt from the sizes in each run's results.json (what is computed does not depend on the values of
+weights). All models take turns in every round, in one process; a speed-up is the median over rounds of dense time
+over own time.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from contraprune.structure import find_layers
 from machine import describe
 
 BATCHES = ((1, 128), (8, 128))
+DENSE = ("dense", 0)
 
 
 def shrunk(dense: PreTrainedModel, heads: list[int], neurons: list[int]) -> PreTrainedModel:
@@ -36,45 +38,67 @@ def shrunk(dense: PreTrainedModel, heads: list[int], neurons: list[int]) -> PreT
 
 
 @torch.inference_mode()
-def milliseconds_of_rounds(
-    models: dict[str, PreTrainedModel], batch: int, length: int, repeats: int
-) -> dict[str, list[float]]:
+def milliseconds_of_rounds(models: dict[Any, PreTrainedModel], batch: int, length: int, rounds: int) -> dict[Any, Any]:
     inputs = {"input_ids": torch.randint(5, 1000, (batch, length)), "attention_mask": torch.ones(batch, length).long()}
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for repeat in range(repeats + 2):
+    times: dict[Any, list[float]] = {name: [] for name in models}
+    for number in range(rounds + 2):
         for name, model in models.items():
             start = perf_counter()
             model(**inputs)
-            if repeat >= 2:  # warm
+            if number >= 2:  # warm
                 times[name].append(1e3 * (perf_counter() - start))
     return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR")
     parser.add_argument("--model", required=True, help="The dense model: its config.json gives the sizes.")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    results = json.loads((arguments.run / "results.json").read_text())
     dense = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(arguments.model)).eval()
-    models = {"0": dense}
-    for stage in results["stages"]:
-        models[f"{stage['removed_percent']:g}"] = shrunk(dense, stage["heads"], stage["neurons"])
-    table: dict[str, Any] = {name: {"parameters": sum(p.numel() for p in m.parameters())} for name, m in models.items()}
-    for batch, length in BATCHES:
-        times = milliseconds_of_rounds(models, batch, length, arguments.repeats)
-        for name, values in times.items():
-            ratios = [dense_ms / ms for dense_ms, ms in zip(times["0"], values, strict=True)]
-            table[name][f"ms_{batch}x{length}"] = round(median(values), 2)
-            table[name][f"speedup_{batch}x{length}"] = round(median(ratios), 2)
-    for name, row in table.items():
-        print(f"{name:>5} % removed", row)
+    models = {DENSE: dense}
+    results = {run.name: json.loads((run / "results.json").read_text()) for run in arguments.runs}
+    for name, result in results.items():
+        for stage in result["stages"]:
+            models[name, stage["stage"]] = shrunk(dense, stage["heads"], stage["neurons"])
+    times = {shape: milliseconds_of_rounds(models, *shape, arguments.rounds) for shape in BATCHES}
+
+    def latency(key: Any) -> dict[str, float]:
+        row = {}
+        for (batch, length), measured in times.items():
+            ratios = [slow / own for slow, own in zip(measured[DENSE], measured[key], strict=True)]
+            row[f"ms_{batch}x{length}"] = round(median(measured[key]), 2)
+            row[f"speedup_{batch}x{length}"] = round(median(ratios), 2)
+        return row
+
+    columns = ("removed_percent", "metrics", "parameters", "heads", "neurons", "seconds")
+    report = {
+        "machine": describe(),
+        "dense": {"parameters": sum(p.numel() for p in dense.parameters()), **latency(DENSE)},
+        "runs": {
+            name: {
+                "teacher_metrics": result["teacher_metrics"],
+                "contrast": result["contrast"],
+                "seed": result["seed"],
+                "stages": [
+                    {column: stage[column] for column in columns} | latency((name, stage["stage"]))
+                    for stage in result["stages"]
+                ],
+            }
+            for name, result in results.items()
+        },
+    }
+    print(json.dumps(report["dense"]))
+    for name, run in report["runs"].items():
+        for stage in run["stages"]:
+            shown = {key: value for key, value in stage.items() if key not in ("heads", "neurons", "seconds")}
+            print(name, json.dumps(shown))
     if arguments.output:
-        arguments.output.write_text(json.dumps({"machine": describe(), "stages": table}, indent=2) + "\n")
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
