@@ -17,7 +17,7 @@ from contraprune.selection import keep_top_together
 LOW, HIGH = -0.1, 1.1  # the interval that gates are stretched to (gamma and zeta)
 TEMPERATURE = 2 / 3  # beta
 SHUT = math.log(-LOW / HIGH)  # the score up to which the gate in evaluation is zero; -SHUT: from which it is one
-SMALLEST_GATE = 1e-3
+SMALLEST_GATE = 0.05  # of a weight that stays only because the density asks for it
 TRAVEL = 10.0  # how far the best score that is to go starts from SHUT
 SPREAD = 8.0  # how far apart the scores start that are to stay
 
@@ -65,13 +65,10 @@ class L0(Penalised):
 
     def masks_of(self, density: float) -> dict[str, Tensor]:
         scores = [scores_of(linear).detach() for linear in self.linears.values()]
-        keep = keep_top_together(scores, density)
-        lowest = min(float(matrix[stays].min()) for matrix, stays in zip(scores, keep, strict=True) if stays.any())
-        gates = [
-            evaluation_gates(matrix + (SHUT - lowest)).clamp_min(SMALLEST_GATE) * stays
-            for matrix, stays in zip(scores, keep, strict=True)
-        ]
-        return dict(zip(self.linears, gates, strict=True))
+        return {
+            name: evaluation_gates(matrix).clamp_min(SMALLEST_GATE) * stays
+            for name, matrix, stays in zip(self.linears, scores, keep_top_together(scores, density), strict=True)
+        }
 
     def freeze(self) -> None:
         super().freeze()
