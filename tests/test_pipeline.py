@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
 import contraprune
-from contraprune import UserError
+from contraprune import UserError, sources
+from contraprune.bank import RowFile
 from contraprune.callbacks import GradualPruning
 from contraprune.structure import find_layers
 from contraprune.tasks import toy
@@ -236,11 +238,49 @@ def test_a_teacher_whose_labels_are_ordered_otherwise_gives_the_same_run(tiny_op
 def test_fixed_models_are_encoded_once_and_the_run_is_reproducible(tiny_options, tmp_path):
     contraprune.prune(**tiny_options)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.rows")}
-    assert sorted(path.stem for path in files) == ["outputs"] * 2 + ["representations"] * 2
+    assert sorted(path.stem for path in files) == ["outputs"] + ["representations"] * 2
     contraprune.prune(**(tiny_options | {"output_dir": str(tmp_path / "again")}))
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.rows")}
     first, second = weights(tiny_options["output_dir"]), weights(tmp_path / "again")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_other_seeds_are_answered_from_the_same_cache(tiny_options, tmp_path):
+    """The head of the pre-trained model is new with every seed; what it encodes does not depend on it."""
+    toy.write(tmp_path / "data", seed=0)  # generated rows would differ with the seed
+    options = tiny_options | {"data_dir": str(tmp_path / "data"), "num_train_epochs": 1}
+    contraprune.prune(**options, seed=1)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.rows")}
+    assert len(files) == 3
+    contraprune.prune(**(options | {"output_dir": str(tmp_path / "again")}), seed=2)
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.rows")}
+
+
+def test_only_one_run_at_a_time_writes_to_the_cache(tiny_options, tmp_path, monkeypatch):
+    locked = []
+
+    class Lock(FileLock):
+        def __enter__(self):
+            locked.append(Path(self.lock_file).stem)
+            return super().__enter__()
+
+        def __exit__(self, *error):
+            locked.append(None)
+            super().__exit__(*error)
+
+    written = []
+    create = RowFile.create.__func__
+
+    def recorded(cls, path, spec, **options):
+        written.append((path.parent.name, locked[-1] if locked else None))
+        return create(cls, path, spec, **options)
+
+    monkeypatch.setattr(sources, "FileLock", Lock)
+    monkeypatch.setattr(RowFile, "create", classmethod(recorded))
+    contraprune.prune(**tiny_options)
+    cached = [(key, lock) for key, lock in written if not key.startswith("snapshot")]
+    assert len(cached) == 3
+    assert all(key == lock for key, lock in cached)
 
 
 @pytest.mark.parametrize("stop_at", [3, 6, 11])  # before the first snapshot, between two, with frozen masks

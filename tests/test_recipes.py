@@ -1,27 +1,113 @@
-"""Every recipe is a configuration that the command accepts."""
+"""Every recipe is a configuration that the command accepts, and that runs."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
+from transformers import AutoTokenizer, BertConfig, BertModel
 
-from contraprune.cli import parse
+from contraprune.cli import main, parse
 from contraprune.pipeline import PRUNE_SETTINGS
-from contraprune.tasks import TASKS
+from contraprune.tasks import glue, load_task
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_says_what_its_name_says(path, tmp_path):
-    flags = ["--config", str(path), "--teacher", "t", "--output_dir", str(tmp_path)]
-    run, data, pruning, _, contrast, arguments = parse("prune", PRUNE_SETTINGS, flags)[: len(PRUNE_SETTINGS)]
-    task, percent = path.stem.split("-")[-2:]
-    assert data.task == task
-    assert data.task in TASKS
-    assert pruning.density == int(percent) / 100
-    assert run.teacher == "t"
-    assert (pruning.score_init, contrast.normalization, arguments.num_train_epochs) == ("zero", "released", 10)
+FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(FOLDER.rglob("*.yaml"))
+PAPER = [path for path in RECIPES if path.parent.name == "paper"]
+ROWS = 20
 
 
 def test_there_are_recipes():
-    assert len(RECIPES) == 9
+    of = [path.stem.rpartition("-")[0] for path in PAPER]
+    assert {name: of.count(name) for name in of} == {
+        **{f"cap-f-{task}": 1 for task in ("sst2", "qqp", "mnli", "squad")},
+        **{f"cap-m-{task}": 3 for task in ("qqp", "mnli", "squad")},
+        **{f"cap-soft-{task}": 2 for task in ("qqp", "mnli", "squad")},
+    }
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_a_recipe_of_the_paper_says_what_its_name_says(path, tmp_path):
+    flags = ["--config", str(path), "--teacher", "t", "--output_dir", str(tmp_path)]
+    run, data, pruning, structured, contrast, arguments = parse("prune", PRUNE_SETTINGS, flags)[: len(PRUNE_SETTINGS)]
+    _, kind, task, percent = path.stem.split("-")
+    assert data.task == task
+    assert pruning.method == {"f": "taylor", "m": "movement", "soft": "soft_movement"}[kind]
+    if kind != "soft":  # whose penalty decides
+        assert pruning.density == int(percent) / 100
+    assert (run.model, run.teacher) == ("bert-base-uncased", "t")
+    assert (pruning.start_from, contrast.normalization, contrast.pooling) == ("pretrained", "released", "cls")
+    assert arguments.num_train_epochs == (2 if kind == "f" else 10)
+    if kind == "f":
+        assert structured.percents() == [10, 20, 30, 40, 50, 60, 70, 80, 90]
+    else:
+        assert pruning.score_init == "zero"
+
+
+@pytest.fixture(scope="module")
+def bodies(minilm, tmp_path_factory):
+    """A tiny pre-trained model with heads and neurons enough to lose 90 % of them in nine stages."""
+    folder = tmp_path_factory.mktemp("bodies")
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    sizes = {"hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 20, "intermediate_size": 40}
+    config = BertConfig(vocab_size=len(tokenizer), **sizes)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_data(task, folder):
+    """A few rows in the format of a task, the same for every split."""
+    folder.mkdir()
+    splits = ["train", "validation"]
+    if task == "squad":
+        text = "The meeting was moved to Monday because of the heavy snow."
+        answers = {"text": ["Monday"], "answer_start": [text.index("Monday")]}
+        rows = [
+            {"id": str(n), "title": "", "context": text, "question": f"When is meeting {n}?", "answers": answers}
+            for n in range(ROWS)
+        ]
+    else:
+        layout = glue.LAYOUTS[task]
+        splits += list(layout.splits)
+        labels = list(range(len(layout.label_names))) or [0.0, 2.5, 4.0, 1.0, 3.0, 5.0]
+        rows = [
+            {column: f"This is {column} number {n}." for column in layout.text_columns}
+            | {"label": labels[n % len(labels)]}
+            for n in range(ROWS)
+        ]
+    for split in splits:
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_teacher(task, data_dir, body, folder):
+    source = dict.fromkeys(("task_type", "train_file", "validation_file", "text_columns", "label_column"))
+    limits = {"max_train_samples": None, "max_eval_samples": None}
+    loaded = load_task(task=task, data_dir=str(data_dir), seed=0, **source, **limits)
+    config = BertConfig.from_pretrained(body, **loaded.model_options())
+    loaded.auto_class.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(body).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_runs(path, bodies, tmp_path):
+    """As it is, but for the models, and epochs that are a step or two."""
+    recipe = yaml.safe_load(path.read_text())
+    data, teacher, output = tmp_path / "data", tmp_path / "teacher", tmp_path / "run"
+    write_data(recipe["task"], data)
+    make_teacher(recipe["task"], data, bodies, teacher)
+    flags = {"model": bodies, "teacher": teacher, "data_dir": data, "output_dir": output, "use_cpu": True}
+    flags |= {"cache_dir": tmp_path / "cache", "disable_tqdm": True, "num_train_epochs": 2, "save_strategy": "no"}
+    flags |= {"eval_strategy": "no", "logging_steps": 1}
+    assert main(["prune", "--config", str(path), *(f"--{name}={value}" for name, value in flags.items())]) == 0
+    results = json.loads((output / "results.json").read_text())
+    assert (results["task"], results["method"]) == (recipe["task"], recipe.get("method", "movement"))
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    stages = len(recipe["stages"].split(",")) if "stages" in recipe else 1
+    batch = recipe.get("per_device_train_batch_size", 32)
+    assert sum("loss" in entry for entry in log) == 2 * stages * -(-ROWS // batch)
+    assert any("loss_snapshots_unsupervised" in entry for entry in log)
+    if "final_penalty" not in recipe:
+        wanted = recipe.get("density", 0.1)
+        assert results["density"]["target"] == wanted
+        assert results["density"]["encoder"] == pytest.approx(wanted, abs=0.03)

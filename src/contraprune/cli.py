@@ -112,7 +112,7 @@ def _parser(command: str, classes: Sequence[type], *, positional: str | None = N
         add_help=False,
     )
     if positional is not None:
-        parser.add_argument("path", metavar=positional, help="Directory (or hub name) of the model.")
+        parser.add_argument("path", metavar=positional, help=_POSITIONAL[positional])
     parser.add_argument("-h", "--help", action="help", help="Show this help and exit.")
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="Read options from a YAML file ('option: value'); flags override it."
@@ -127,6 +127,10 @@ def _parser(command: str, classes: Sequence[type], *, positional: str | None = N
     return parser
 
 
+_POSITIONAL = {
+    "MODEL": "Directory (or hub name) of the model.",
+    "KIND": "What to vary: ablation (parts of the method), sparsity (densities) or criteria (methods).",
+}
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -233,6 +237,36 @@ def _inspect(arguments: list[str]) -> None:
         print(f"drawn to {picture}")
 
 
+def _study(arguments: list[str]) -> None:
+    from contraprune.pipeline import PRUNE_SETTINGS
+    from contraprune.study.grid import StudyConfig
+    from contraprune.study.run import run_study
+    from contraprune.study.table import cells
+    from contraprune.tables import show_table
+
+    config, *settings, namespace = parse("study", (StudyConfig, *PRUNE_SETTINGS), arguments, positional="KIND")
+    rows, errors = run_study(namespace.path, config, *settings)
+    output_dir = settings[-1].output_dir
+    show_table(*cells(rows), note=f"tables in {output_dir}/table.md and table.csv, runs in {output_dir}/runs")
+    for name, error in errors.items():
+        raise UserError(f"study: {len(errors)} runs failed, first {name}: {error}")
+
+
+def _probe(arguments: list[str]) -> None:
+    import json
+
+    from contraprune.config import EvaluationConfig
+    from contraprune.probing import ProbeConfig, probe
+    from contraprune.tables import show_probe
+
+    config, evaluation, namespace = parse("probe", (ProbeConfig, EvaluationConfig), arguments, positional="MODEL")
+    results = probe(namespace.path, config, evaluation)
+    if evaluation.json:
+        print(json.dumps(results))
+        return
+    show_probe(results)
+
+
 def _demo(arguments: list[str]) -> None:
     from contraprune.demo import DemoConfig, run_demo
 
@@ -253,6 +287,8 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "prune": (_prune, "Prune a fine-tuned model to a given density, holding it to its teacher and its past."),
     "evaluate": (_evaluate, "Metrics of a model on a task's validation data."),
     "inspect": (_inspect, "Living heads and neurons of a model, density of its matrices, its parameters and its size."),
+    "study": (_study, "Prune many times: parts of the method taken away, densities or methods, each over seeds."),
+    "probe": (_probe, "What a model still knows of other tasks: linear heads on its frozen encoder."),
 }
 
 
@@ -263,6 +299,8 @@ _USAGE = {
     "prune": f"--model M --teacher DIR {_DATA_USAGE} --density X --output_dir DIR [options]",
     "evaluate": f"MODEL {_DATA_USAGE} [options]",
     "inspect": "MODEL [--picture FILE.png]",
+    "study": f"KIND --model M --teacher DIR {_DATA_USAGE} --seeds 1,2,3 --output_dir DIR [options]",
+    "probe": "MODEL [--against MODEL ...] --tasks T,T [--data_dir DIR] [options]",
 }
 
 

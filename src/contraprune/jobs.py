@@ -6,7 +6,7 @@ import datetime
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,12 @@ from contraprune.saving import load_pretrained, save_model
 from contraprune.tasks import Task
 from contraprune.trainer import TaskTrainer
 
-# Settings that may differ when a run is taken up again: they say how it reports and saves, not what it computes.
-_NOT_IDENTITY = frozenset(
+NOT_IDENTITY = frozenset(
     ("output_dir", "overwrite", "cache_dir", "disable_tqdm", "report_to", "logging_steps", "save_strategy",
      "save_steps", "save_total_limit", "eval_strategy", "resume_from_checkpoint", "per_device_eval_batch_size",
      "bank_memory_gb", "run_name")
 )  # fmt: skip
+"""Settings that may differ when a run is taken up again: they say how it reports and saves, not what it computes."""
 
 
 _NOTHING_TO_LEARN = (
@@ -80,11 +80,11 @@ class Job:
         if command == "finetune" and not task.objective.targets:
             raise UserError(f"--task_type {data.task_type}: {_NOTHING_TO_LEARN}")
         directory = RunDirectory(arguments.output_dir or "")
-        resolved = _resolved((run, *settings), arguments)
+        resolved = resolved_options((run, *settings), arguments)
         record = {"command": command, "data": task.fingerprint, **_environment()}
         status: list[Any] = [None]
         if arguments.process_index == 0:
-            identity = frozenset(resolved) - _NOT_IDENTITY
+            identity = frozenset(resolved) - NOT_IDENTITY
             status = [directory.claim(resolved, record, identity=identity, overwrite=run.overwrite)]
         broadcast_object_list(status)
         return cls(
@@ -184,7 +184,7 @@ class Job:
         return results
 
 
-def _resolved(settings: tuple[Any, ...], arguments: TrainingArguments) -> dict[str, Any]:
+def resolved_options(settings: Iterable[Any], arguments: TrainingArguments) -> dict[str, Any]:
     """Every setting that config.yaml records: all of ours, and those of the training loop that were chosen."""
     ours = {f.name: getattr(part, f.name) for part in settings for f in dataclasses.fields(part)}
     stock = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}

@@ -150,12 +150,13 @@ class Sources:
         sources = self.contrast.sources
         knowledge.classes = self.classes
         if "pretrained" in sources:
-            rows, _ = self.builder.cached(pretrained, self.cache, "encoding with the pre-trained model")
+            description = "encoding with the pre-trained model"
+            rows, _ = self.builder.cached(pretrained, self.cache, description, with_outputs=False)
             knowledge.banks["pretrained"] = Bank(self.classes, [rows])
         if "snapshots" in sources:
             knowledge.banks["snapshots"] = self.snapshots
         if "finetuned" in sources or self.contrast.kd_weight > 0:
-            rows, outputs = self.builder.cached(teacher, self.cache, "encoding with the teacher")
+            rows, outputs = self.builder.cached(teacher, self.cache, "encoding with the teacher", with_outputs=True)
             if "finetuned" in sources:
                 knowledge.banks["finetuned"] = Bank(self.classes, [rows])
             if self.contrast.kd_weight > 0:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
+from filelock import FileLock
+from torch import nn
 from transformers import PreTrainedModel
 
 from contraprune.bank import RowFile, RowSpec
@@ -29,10 +32,16 @@ def cache_directory(asked: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "contraprune"
 
 
-def model_fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 (hex) of the names, types and values of every weight and buffer of a model, and its class."""
+def model_fingerprint(model: nn.Module, *, pooler: bool = True) -> str:
+    """SHA-256 (hex) of the names, types and values of every weight and buffer of a model, and its class.
+
+    Args:
+        pooler: whether the weights of its pooler count.
+    """
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if not pooler and "pooler" in name.split("."):
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -71,26 +80,36 @@ class SourceBuilder:
     accelerator: Accelerator
     progress: bool
 
-    def cached(self, model: PreTrainedModel, cache: Path, description: str) -> tuple[RowFile, RowFile]:
-        """Representations and outputs of a fixed model, from the cache where this was computed before.
+    def cached(
+        self, model: PreTrainedModel, cache: Path, description: str, *, with_outputs: bool
+    ) -> tuple[RowFile, RowFile | None]:
+        """Representations of a fixed model, and its outputs if asked for, from the cache if computed before.
 
-        What was computed is named by the model's weights, the tokens it read and how it was pooled; an edited
-        model or data set is therefore never answered from the cache.
+        What was computed is named by the weights it depends on, the tokens the model read and how it was pooled; an
+        edited model or data set is therefore never answered from the cache. Without outputs the head does not count:
+        that of a pre-trained model is new, and differs from seed to seed. Of several runs that want the same thing
+        at once, one computes it and the others wait.
         """
-        provenance = {
-            "model": model_fingerprint(model),
+        if with_outputs:
+            depends_on = {
+                "model": model_fingerprint(model),
+                "outputs": f"{type(self.task).__name__} {self.task.label_order}",
+            }
+        else:
+            depends_on = {"encoder": model_fingerprint(model.base_model, pooler=self.use_pooler)}
+        provenance = depends_on | {
             "tokens": encoded_fingerprint(self.dataset, self.task.objective),
-            "outputs": f"{type(self.task).__name__} {self.task.label_order}",
             "pooling": f"{self.pooling}{'+pooler' if self.use_pooler else ''}",
             "precision": str(self.accelerator.mixed_precision),
         }
         key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:20]
         reader = Reader(model, pooling=self.pooling, use_pooler=self.use_pooler)
-        width = self._output_width(model)
-        representations, outputs = self.encode(model, reader, cache / key, provenance, description, outputs=width)
+        width = self._output_width(model) if with_outputs else None
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{key}.lock") if self.accelerator.is_main_process else nullcontext():
+            found = self.encode(model, reader, cache / key, provenance, description, outputs=width)
         reader.remove()
-        assert outputs is not None
-        return representations, outputs
+        return found
 
     def _output_width(self, model: PreTrainedModel) -> int:
         """Numbers that the task's outputs have for a row of the data set."""

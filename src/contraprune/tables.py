@@ -1,6 +1,6 @@
 """Results as tables in the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -41,6 +41,38 @@ def show_metrics(metrics: Mapping[str, float], seconds: float, name: str) -> Non
         table.add_row(metric, f"{value:.4f}")
     table.add_row("seconds", f"{seconds:.1f}")
     console.print(table)
+
+
+def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, note: str) -> None:
+    """Any table: its first column on the left, the others, which are numbers, on the right."""
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for number, header in enumerate(headers):
+        table.add_column(header, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(note, soft_wrap=True, highlight=False)
+
+
+def show_probe(results: Mapping[str, Any]) -> None:
+    """What ``contraprune probe`` found: a row per task, a column per model, and what the others are ahead or behind."""
+    console = Console()
+    first, *others = models = results["models"]
+    letters = {model: chr(ord("A") + number) for number, model in enumerate(models)}
+    for model, letter in letters.items():
+        console.print(f"{letter}  {model}", soft_wrap=True, highlight=False)
+    headers = ["task", "metric", "constant", *letters.values(), *(f"A - {letters[other]}" for other in others)]
+    rows = [
+        [name, task["metric"], f"{task['constant']:.4f}", *(f"{task['scores'][model]:.4f}" for model in models)]
+        + [f"{task['scores'][first] - task['scores'][other]:+.4f}" for other in others]
+        for name, task in results["tasks"].items()
+    ]
+    means = [results["mean"][model] for model in models]
+    rows.append(
+        ["mean", "", "", *(f"{mean:.4f}" for mean in means), *(f"{means[0] - mean:+.4f}" for mean in means[1:])]
+    )
+    show_table(headers, rows, note="constant: the best answer that is the same for every text")
 
 
 def _stages(stages: list[Mapping[str, Any]]) -> Table:
