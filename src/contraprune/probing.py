@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from contraprune.config import EvaluationConfig, setting
+from contraprune.config import EvaluationConfig
 from contraprune.encoding import Reader, features_of, readable
 from contraprune.errors import UserError
 from contraprune.objectives import OneLabel, Value
 from contraprune.pooling import Pooling
 from contraprune.saving import load_for_finetuning, load_tokenizer
+from contraprune.settings import setting
 from contraprune.tasks import Task, load_task
 
 FOLDS = 5
