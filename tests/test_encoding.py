@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification, DataColla
 from transformers.models.distilbert import DistilBertConfig, DistilBertForSequenceClassification
 
 from contraprune.encoding import Reader, encode, pack_tokens, unpack_tokens
-from tiny_models import TWO_CLASSES
+from tiny_tasks import TWO_CLASSES
 
 TEXTS = ["short", "a rather longer sentence about nothing", "two words", "the same length of words here"]
 

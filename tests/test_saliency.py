@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification, DataColla
 from contraprune.masking import mask_linears
 from contraprune.saliency import fisher_saliency
 from contraprune.structure import find_layers
-from tiny_models import TWO_CLASSES
+from tiny_tasks import TWO_CLASSES
 
 TEXTS = ["a good film", "the soup was not bad at all", "no", "dull dull dull and long"]
 

@@ -19,7 +19,7 @@ from contraprune.masking import mask_linears
 from contraprune.pruning_config import PruningConfig
 from contraprune.structure import find_layers
 from contraprune.trainer import EpochSampler, Knowledge, MaskedTrainer, TaskTrainer
-from tiny_models import TWO_CLASSES
+from tiny_tasks import TWO_CLASSES
 
 EXAMPLES = 24
 

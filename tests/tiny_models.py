@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from contraprune.tasks.classification import TextClassification
-
 _SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 20}
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _COMMON = {"vocab_size": 61, "num_labels": 3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -101,14 +99,3 @@ def batch(seed: int = 1) -> dict[str, Tensor]:
     mask = (torch.arange(9) < torch.tensor([[9], [7], [4], [9]])).long()
     ids = torch.randint(3, 61, (4, 9), generator=generator) * mask
     return {"input_ids": ids, "attention_mask": mask}
-
-
-TWO_CLASSES = TextClassification(
-    name="tiny",
-    train=None,
-    evaluation={},
-    label_names=("negative", "positive"),
-    main_metric="accuracy",
-    fingerprint="",
-    text_columns=("text",),
-)
