@@ -2,8 +2,9 @@
 
 import pytest
 
-from contraprune.config import ContrastConfig, PruningConfig
+from contraprune.config import ContrastConfig
 from contraprune.errors import UserError
+from contraprune.pruning_config import PruningConfig
 from contraprune.study.grid import METHODS, StudyConfig, trials
 
 

@@ -103,7 +103,7 @@ def test_a_failed_trial_is_told_and_the_others_go_on(tiny_options, tmp_path, sta
     assert main(options) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("contraprune: ")]
     failed = "magnitude-density0.1-seed1"
-    error = "--score_init zero: only with learned scores, not with --method magnitude"
+    error = "--score_init zero: only with --method movement, soft_movement, smp, l0, not with magnitude"
     assert lines == [f"contraprune: study: 1 runs failed, first {failed}: {error}"]
     assert len(started) == 2
     page = (tmp_path / "run" / "table.md").read_text()

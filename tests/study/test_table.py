@@ -6,7 +6,8 @@ import statistics
 
 import pytest
 
-from contraprune.config import ContrastConfig, PruningConfig
+from contraprune.config import ContrastConfig
+from contraprune.pruning_config import PruningConfig
 from contraprune.study.grid import StudyConfig, trials
 from contraprune.study.table import cells, comma_separated, markdown, rows_of
 
