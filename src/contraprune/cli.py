@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from contraprune.errors import UserError
@@ -215,15 +214,21 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _inspect(arguments: list[str]) -> None:
     from contraprune.inspection import summarise
-    from contraprune.saving import load
+    from contraprune.saving import load, model_directory
     from contraprune.tables import show_summary
 
     _, namespace = parse("inspect", (_Nothing,), arguments, positional="MODEL")
-    directory = Path(namespace.path)
-    nested = directory / "model"
-    if not (directory / "config.json").is_file() and (nested / "config.json").is_file():
-        directory = nested
-    show_summary(summarise(load(directory), directory), str(directory))
+    directory = model_directory(namespace.path)
+    show_summary(summarise(load(directory, engine="torch"), directory), str(directory))
+
+
+def _export(arguments: list[str]) -> None:
+    from contraprune.config import DataConfig
+    from contraprune.export import ExportConfig, run_export
+    from contraprune.tables import show_export
+
+    export, data, namespace = parse("export", (ExportConfig, DataConfig), arguments, positional="MODEL")
+    show_export(run_export(namespace.path, data, export), export.output_dir)
 
 
 def _demo(arguments: list[str]) -> None:
@@ -251,6 +256,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "prune": (_prune, "Prune a fine-tuned model to a given density, holding it to its teacher and its past."),
     "evaluate": (_evaluate, "Metrics of a model on a task's validation data."),
     "inspect": (_inspect, "Density of every layer and matrix of a model, its parameters and its size."),
+    "export": (_export, "Write a model in the format it is deployed in: sparse (compressed, for the engine) or dense."),
 }
 
 
@@ -261,6 +267,7 @@ _USAGE = {
     "prune": f"--model M --teacher DIR {_DATA_USAGE} --density X --output_dir DIR [options]",
     "evaluate": f"MODEL {_DATA_USAGE} [options]",
     "inspect": "MODEL",
+    "export": f"MODEL --format sparse|dense --output_dir DIR [options] [{_DATA_USAGE}]",
 }
 
 
