@@ -1,6 +1,7 @@
 """The engine's computation in torch, for machines where the package was built without a compiler. Slower."""
 
 import math
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -29,7 +30,9 @@ class _Linear:
         weight = torch.from_numpy(values(f"{name}.weight"))
         self.bias = torch.from_numpy(values(f"{name}.bias"))
         sparse = weight.numel() > 0 and int(torch.count_nonzero(weight)) < _SPARSE_BELOW * weight.numel()
-        self.weight = weight.to_sparse_csr() if sparse else weight
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            self.weight = weight.to_sparse_csr() if sparse else weight
 
     def __call__(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
         if self.weight.layout == torch.strided:
@@ -80,7 +83,7 @@ class TorchEncoder:
             if len(ids) and (ids.min() < 0 or ids.max() >= len(table)):
                 raise UserError(out_of_range(self._spec))
         columns = (tokens.ids, tokens.positions, tokens.types)
-        x = sum(table[torch.from_numpy(ids)] for ids, table in zip(columns, self._tables, strict=False))
+        x = sum(table[torch.tensor(ids)] for ids, table in zip(columns, self._tables, strict=False))
         assert isinstance(x, Tensor)
         x = self._normalise(x, self._norm)
         if self._projection is not None:

@@ -114,6 +114,9 @@ def why_not(model: PreTrainedModel) -> str | None:
         return f"model_type {config.model_type!r}: the sparse engine runs {', '.join(sorted(FAMILIES))}"
     if getattr(config, "is_decoder", False):
         return "config.json: is_decoder: the sparse engine runs encoders only"
+    for asked in ("output_hidden_states", "output_attentions"):
+        if getattr(config, asked, False):
+            return f"config.json: {asked}: the sparse engine gives last hidden states only"
     activation = getattr(config, family.activation)
     if activation not in ACTIVATIONS:
         return (

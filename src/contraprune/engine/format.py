@@ -221,7 +221,7 @@ def _damaged(path: Path, reason: str) -> NoReturn:
 
 
 def _pack(name: str, values: np.ndarray, dtype: DType) -> tuple[Entry, dict[str, bytes]]:
-    values = np.ascontiguousarray(values, np.float32)
+    values = np.asarray(values, np.float32, order="C")
     if dtype == "int8":
         scales = np.abs(values).reshape(len(values), -1).max(axis=1, initial=0) / 127
         safe = np.where(scales > 0, scales, 1).astype(np.float32).reshape(-1, *[1] * (values.ndim - 1))
@@ -230,7 +230,8 @@ def _pack(name: str, values: np.ndarray, dtype: DType) -> tuple[Entry, dict[str,
             "values": np.rint(values / safe).astype(np.int8).tobytes(),
             "scales": scales.astype("<f4").tobytes(),
         }
-    stored = values.astype(dtype)
+    with np.errstate(over="ignore"):  # looked at below
+        stored = values.astype(dtype)
     if dtype == "float16" and not np.isfinite(stored[np.isfinite(values)]).all():
         raise UserError(f"--values float16: {name} has values beyond its range; use float32")
     mask = values != 0

@@ -9,11 +9,11 @@ import copy
 import warnings
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import can_return_tuple
 
 from contraprune.engine.compile import LIBRARY
 from contraprune.engine.fallback import TorchEncoder
@@ -48,7 +48,6 @@ class _Base(_Saved):
     def dtype(self) -> torch.dtype:
         return torch.float32
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -56,7 +55,7 @@ class _Base(_Saved):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         **options: Any,
-    ) -> BaseModelOutputWithPooling:
+    ) -> Any:
         """Last hidden states, zero where ``attention_mask`` is, and the pooler's output where there is a pooler.
 
         Args:
@@ -71,17 +70,16 @@ class _Base(_Saved):
         for name in _REFUSED:
             if options.get(name) is not None and options[name] is not False:
                 raise UserError(f"{name}: not available in the sparse engine")
-        if self.config.output_hidden_states or self.config.output_attentions:
-            raise UserError("config.json: output_hidden_states, output_attentions: not available in the sparse engine")
         if input_ids is None:
             raise UserError("input_ids: expected (batch, length) token ids, found none")
         batch = strip(self.spec, input_ids, attention_mask, token_type_ids, position_ids)
         hidden = pad(self.encoder_in_engine(batch.tokens), batch).to(input_ids.device)
         pooler = getattr(self, "pooler", None)
-        return BaseModelOutputWithPooling(
+        output = BaseModelOutputWithPooling(
             last_hidden_state=hidden,
             pooler_output=pooler(hidden) if pooler is not None else None,
         )
+        return output.to_tuple() if options.get("return_dict") is False else output
 
 
 def accelerate(model: PreTrainedModel, *, threads: int | None = None, isa: str | None = None) -> PreTrainedModel:
@@ -97,11 +95,10 @@ def accelerate(model: PreTrainedModel, *, threads: int | None = None, isa: str |
     """
     spec = describe(model)
     state = model.state_dict()
-    names = {id(parameter) for parameter in model.parameters()}
-    without_encoder = copy.deepcopy(model, {key: nn.Parameter(torch.empty(0)) for key in names})
-    return assemble(
-        without_encoder, spec, lambda name: state[name].detach().float().contiguous().numpy(), threads=threads, isa=isa
-    ).eval()
+    memo = {id(parameter): nn.Parameter(torch.empty(0)) for parameter in model.parameters()}
+    without_weights = copy.deepcopy(model, memo)
+    values = lambda name: np.array(state[name].detach().float().numpy(), order="C")  # noqa: E731
+    return assemble(without_weights, spec, values, threads=threads, isa=isa).eval()
 
 
 def assemble(
@@ -112,11 +109,10 @@ def assemble(
     for name, _ in list(base.named_children()):
         if name != "pooler":
             delattr(base, name)
-    for name, parameter in list(model.named_parameters()):
+    for name in [name for name, _ in model.named_parameters()]:
         module, _, last = name.rpartition(".")
-        weight = nn.Parameter(torch.from_numpy(values(name).copy()), requires_grad=False)
+        weight = nn.Parameter(torch.from_numpy(values(name)), requires_grad=False)
         model.get_submodule(module).register_parameter(last, weight)
-        del parameter
     encoder = _encoder(spec, values, torch.get_num_threads() if threads is None else threads, isa)
     model.__class__ = _class(type(model), _Saved)
     base.__class__ = _class(type(base), _Base)

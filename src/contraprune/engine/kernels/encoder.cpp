@@ -135,15 +135,17 @@ void Worker::embed(int64_t block) {
     float *state = at(e.states, block, s.hidden), *embedded = projected ? at(e.embeddings, block, s.embedding) : state;
     if (member == 0) {
         const int64_t first = layout.block_start[block], tokens = layout.block_start[block + 1] - first;
-        for (int64_t lane = 0; lane < tokens; lane++) {
-            const float *word = e.outer.parts[kWords] + e.call.ids[first + lane] * s.embedding;
-            const float *place = e.outer.parts[kPositions] + e.call.positions[first + lane] * s.embedding;
-            const float *type = s.types > 0 ? e.outer.parts[kTypes] + e.call.types[first + lane] * s.embedding : nullptr;
-            for (int64_t f = 0; f < s.embedding; f++)
-                embedded[f * kBlock + lane] = word[f] + place[f] + (type != nullptr ? type[f] : 0.0f);
+        const float *words[kBlock], *places[kBlock], *types[kBlock];
+        for (int64_t lane = 0; lane < kBlock; lane++) {  // lanes without a token repeat the last one
+            const int64_t token = first + (lane < tokens ? lane : tokens - 1);
+            words[lane] = e.outer.parts[kWords] + e.call.ids[token] * s.embedding;
+            places[lane] = e.outer.parts[kPositions] + e.call.positions[token] * s.embedding;
+            types[lane] = s.types > 0 ? e.outer.parts[kTypes] + e.call.types[token] * s.embedding : nullptr;
         }
-        for (int64_t lane = tokens; lane < vectors(block) * e.kernels->lanes; lane++)
-            for (int64_t f = 0; f < s.embedding; f++) embedded[f * kBlock + lane] = 0.0f;
+        const int64_t lanes = vectors(block) * e.kernels->lanes;
+        for (int64_t f = 0; f < s.embedding; f++)
+            for (int64_t lane = 0; lane < lanes; lane++)
+                embedded[f * kBlock + lane] = words[lane][f] + places[lane][f] + (s.types > 0 ? types[lane][f] : 0.0f);
         e.kernels->norm(embedded, e.outer.parts[kEmbeddingScale], e.outer.parts[kEmbeddingShift], s.embedding,
                         (float)s.epsilon, vectors(block));
     }

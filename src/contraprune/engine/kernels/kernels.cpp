@@ -24,9 +24,9 @@ inline void store(float *p, Vec v) { *(Vec *)p = v; }
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
 
-// e^x, relative error 1e-7: e^x = 2^n e^r with |r| <= ln(2)/2 and a minimax polynomial for e^r.
+// e^x for x <= 88, relative error 1e-7: e^x = 2^n e^r with |r| <= ln(2)/2 and a minimax polynomial for e^r.
 inline Vec exponential(Vec x) {
-    x = smaller(larger(x, splat(-87.0f)), splat(88.0f));
+    x = larger(x, splat(-87.0f));
     const Vec shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
     Vec shifted = x * 1.44269504088896341f + shifter;
     Vec n = shifted - shifter;
@@ -63,9 +63,9 @@ inline Vec gelu(Vec x) {
 inline Vec activate(Vec x, Activation activation) {
     switch (activation) {
         case kGelu: return gelu(x);
-        case kGeluTanh: return x / (1.0f + exponential(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
+        case kGeluTanh: return x / (1.0f + exponential(smaller(-1.5957691216057308f * (x + 0.044715f * x * x * x), splat(88.0f))));
         case kRelu: return larger(x, (Vec){});
-        case kTanh: return 1.0f - 2.0f / (1.0f + exponential(2.0f * x));
+        case kTanh: return 1.0f - 2.0f / (1.0f + exponential(smaller(2.0f * x, splat(88.0f))));
         default: return x;
     }
 }

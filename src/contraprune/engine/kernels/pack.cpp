@@ -10,7 +10,8 @@ namespace {
 constexpr double kDenseAbove = 0.45;   // of unstructured weights: from here on computing zeros too is faster
 constexpr double kBlockFill = 0.4;     // likewise for the share of non-zero weights in non-zero 4x1 blocks
 constexpr int64_t kShortestPanel = 128, kLongestPanel = 2048;  // columns
-constexpr double kWeightsPerPanel = 12;  // of a row, so that loading and storing the output is worth it
+// Of a row, so that loading and storing the output is worth it; blocks need their inputs less often.
+constexpr double kWeightsPerPanel = 16, kBlocksPerPanel = 48;
 
 struct Range {
     int64_t begin, end;
@@ -110,8 +111,8 @@ bool pack(Matrix &matrix, const float *weights, const float *bias, int64_t rows,
     matrix.blocks = pattern.blocks;
     matrix.pair = pair;
     matrix.panel = kLongestPanel;
-    if (density * (double)kLongestPanel > kWeightsPerPanel)
-        matrix.panel = ((int64_t)(kWeightsPerPanel / density) + 31) / 32 * 32;
+    const double per_panel = pattern.blocks ? kBlocksPerPanel : kWeightsPerPanel;
+    if (density * (double)kLongestPanel > per_panel) matrix.panel = ((int64_t)(per_panel / density) + 31) / 32 * 32;
     if (matrix.panel < kShortestPanel) matrix.panel = kShortestPanel;
     matrix.panels = columns > matrix.panel ? (columns + matrix.panel - 1) / matrix.panel : 1;
     matrix.chunks = (rows + kChunkRows - 1) / kChunkRows;
