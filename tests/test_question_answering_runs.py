@@ -221,7 +221,7 @@ def test_cached_teacher_outputs_fit_every_padding(teachers, folder, tmp_path):
         task=task, dataset=encoded, config=ContrastConfig(), pooling="cls", use_pooler=True, in_memory=True,
         collator=collator, batch_size=4, accelerator=Accelerator(cpu=True), progress=False,
     )  # fmt: skip
-    representations, outputs = builder.cached(teacher, tmp_path, "")
+    representations, outputs = builder.cached(teacher, tmp_path, "", with_outputs=True)
     order = np.random.default_rng(0).permutation(len(encoded))
     for ids in np.array_split(order, 7):
         batch = collator([encoded.remove_columns("length")[int(number)] for number in ids])
