@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from contraprune.errors import UserError
@@ -221,16 +220,13 @@ def _inspect(arguments: list[str]) -> None:
     from contraprune.config import InspectionConfig
     from contraprune.inspection import summarise
     from contraprune.pictures import check_picture, draw_summary
-    from contraprune.saving import load
+    from contraprune.saving import load, model_directory
     from contraprune.tables import show_summary
 
     config, namespace = parse("inspect", (InspectionConfig,), arguments, positional="MODEL")
     picture = None if config.picture is None else check_picture(config.picture)
-    directory = Path(namespace.path)
-    nested = directory / "model"
-    if not (directory / "config.json").is_file() and (nested / "config.json").is_file():
-        directory = nested
-    summary = summarise(load(directory), directory)
+    directory = model_directory(namespace.path)
+    summary = summarise(load(directory, engine="torch"), directory)
     show_summary(summary, str(directory))
     if picture is not None:
         draw_summary(summary, picture, str(directory))
@@ -267,6 +263,15 @@ def _probe(arguments: list[str]) -> None:
     show_probe(results)
 
 
+def _export(arguments: list[str]) -> None:
+    from contraprune.config import DataConfig
+    from contraprune.export import ExportConfig, run_export
+    from contraprune.tables import show_export
+
+    export, data, namespace = parse("export", (ExportConfig, DataConfig), arguments, positional="MODEL")
+    show_export(run_export(namespace.path, data, export), export.output_dir)
+
+
 def _demo(arguments: list[str]) -> None:
     from contraprune.demo import DemoConfig, run_demo
 
@@ -287,6 +292,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "prune": (_prune, "Prune a fine-tuned model to a given density, holding it to its teacher and its past."),
     "evaluate": (_evaluate, "Metrics of a model on a task's validation data."),
     "inspect": (_inspect, "Living heads and neurons of a model, density of its matrices, its parameters and its size."),
+    "export": (_export, "Write a model in the format it is deployed in: sparse (compressed, for the engine) or dense."),
     "study": (_study, "Prune many times: parts of the method taken away, densities or methods, each over seeds."),
     "probe": (_probe, "What a model still knows of other tasks: linear heads on its frozen encoder."),
 }
@@ -299,6 +305,7 @@ _USAGE = {
     "prune": f"--model M --teacher DIR {_DATA_USAGE} --density X --output_dir DIR [options]",
     "evaluate": f"MODEL {_DATA_USAGE} [options]",
     "inspect": "MODEL [--picture FILE.png]",
+    "export": f"MODEL --format sparse|dense --output_dir DIR [options] [{_DATA_USAGE}]",
     "study": f"KIND --model M --teacher DIR {_DATA_USAGE} --seeds 1,2,3 --output_dir DIR [options]",
     "probe": "MODEL [--against MODEL ...] --tasks T,T [--data_dir DIR] [options]",
 }

@@ -113,6 +113,29 @@ def pruned_class(model_class: Any, config: Any, path: str) -> tuple[Any, Any, di
     return getattr(modeling_contraprune, stock.__name__), stock, record
 
 
+def empty_model(model_class: Any, config: Any, path: str, *, device: str = "meta") -> PreTrainedModel:
+    """The model that a configuration describes, shrunk if it has a record, with weights that are yet to be loaded.
+
+    Args:
+        model_class: a model or Auto class of transformers.
+        config: what was read from ``path``.
+        device: ``meta`` takes no memory for the weights.
+
+    Raises:
+        UserError: the configuration describes no such model.
+    """
+    stock, record = _concrete(model_class, config, path), getattr(config, KEY, None)
+    shrunk = stock if record is None else pruned_class(model_class, config, path)[0]
+    try:
+        model = _unpruned(shrunk, config, device=device)
+    except CONFIG_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: config.json does not describe a {stock.__name__} ({reason:.200})") from error
+    if record is not None:
+        declare_record(model, stock, record)
+    return model
+
+
 def _concrete(model_class: Any, config: Any, path: str) -> Any:
     mapping = getattr(model_class, "_model_mapping", None)
     if mapping is None:
@@ -123,11 +146,12 @@ def _concrete(model_class: Any, config: Any, path: str) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
-def _unpruned(stock: Any, config: Any) -> PreTrainedModel:
-    """The model that a configuration describes to transformers, without memory for its weights."""
+def _unpruned(stock: Any, config: Any, *, device: str = "meta") -> PreTrainedModel:
+    """The model that a configuration describes to transformers, by default without memory for its weights."""
     config = copy.deepcopy(config)
-    config._attn_implementation = "eager"  # which every class has; the weights are the same
-    with torch.device("meta"):
+    if device == "meta":
+        config._attn_implementation = "eager"  # which every class has; the weights are the same
+    with torch.device(device):
         model: PreTrainedModel = stock(config)
     return model
 

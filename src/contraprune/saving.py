@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from contraprune.engine import accelerate, is_sparse, load_sparse
 from contraprune.errors import UserError
 from contraprune.masking import fold, masked_linears
 from contraprune.remote_code import CONFIG_ERRORS, KEY, declare_record, declare_shapes, pruned_class
@@ -70,28 +71,48 @@ def save_model(
     temporary.replace(directory)
 
 
-def load(path: str | os.PathLike[str]) -> PreTrainedModel:
+def load(
+    path: str | os.PathLike[str], *, engine: Literal["auto", "sparse", "torch"] = "auto", threads: int | None = None
+) -> PreTrainedModel:
     """Loads a model that contraprune wrote, in eval mode; shrunk ones too, without running code from there.
+
+    What ``contraprune export --format sparse`` wrote runs in the sparse CPU engine.
 
     Args:
         path: the model directory, or the run directory that holds it as ``model/``.
+        engine: ``torch`` gives a dense torch model from the sparse format too; ``sparse`` runs a dense model in the
+            engine, and refuses models it does not know, where ``auto`` gives the dense torch model.
+        threads: of the sparse engine. Default: torch's number.
 
     Raises:
         UserError: there is no model at ``path``, its weights are truncated or do not fit its configuration, or
             the record of its sizes was edited.
     """
-    directory = Path(path)
-    if not (directory / "config.json").is_file() and (directory / "model" / "config.json").is_file():
-        directory = directory / "model"
-    if not (directory / "config.json").is_file():
-        raise UserError(f"{path}: expected a model directory, found no config.json")
+    directory = model_directory(path)
     config = load_config(str(directory))
     names = config.architectures
     name = names[0] if isinstance(names, list) and names else names
     model_class = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise UserError(f"{directory}/config.json: architectures names {name!r:.80}, no model class of transformers")
-    return load_pretrained(model_class, str(directory)).eval()
+    if is_sparse(directory):
+        return load_sparse(model_class, config, directory, engine=engine, threads=threads)
+    model = load_pretrained(model_class, str(directory)).eval()
+    return accelerate(model, threads=threads) if engine == "sparse" else model
+
+
+def model_directory(path: str | os.PathLike[str]) -> Path:
+    """``path`` itself, or its ``model/`` where it is the directory of a run.
+
+    Raises:
+        UserError: there is no model.
+    """
+    directory = Path(path)
+    if not (directory / "config.json").is_file() and (directory / "model" / "config.json").is_file():
+        directory = directory / "model"
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{path}: expected a model directory, found no config.json")
+    return directory
 
 
 def load_config(model: str) -> Any:
@@ -105,7 +126,8 @@ def load_config(model: str) -> Any:
 def load_pretrained(model_class: Any, model: str, **options: Any) -> PreTrainedModel:
     """``model_class.from_pretrained`` that refuses a checkpoint which lacks any of the model's weights.
 
-    A shrunk model is had by this, too. Code from the directory or the hub is never run.
+    A shrunk model is had by this, too, and one in the sparse format, which then runs in the engine. Code from the
+    directory or the hub is never run.
 
     Args:
         model_class: a transformers model or Auto class.
@@ -114,6 +136,8 @@ def load_pretrained(model_class: Any, model: str, **options: Any) -> PreTrainedM
     Raises:
         UserError: nothing is there, a file is damaged, or weights of the model are missing or of another shape.
     """
+    if is_sparse(model):
+        return load_sparse(model_class, load_config(model), model)
     loaded, missing = _from_pretrained(model_class, model, **options)
     if missing:
         raise UserError(f"{model}: its weights lack {len(missing)} parameters of the model, first {missing[0]}")
@@ -165,6 +189,11 @@ def _from_pretrained(model_class: Any, model: str, **options: Any) -> tuple[PreT
     if record is not None:
         declare_record(loaded, stock, record)
     return loaded, sorted(report["missing_keys"])
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a model directory holds a tokenizer too."""
+    return (directory / "tokenizer_config.json").is_file()
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:

@@ -75,6 +75,17 @@ def show_probe(results: Mapping[str, Any]) -> None:
     show_table(headers, rows, note="constant: the best answer that is the same for every text")
 
 
+def show_export(record: Mapping[str, Any], output_dir: str) -> None:
+    """What ``contraprune export`` wrote, and what its number formats cost."""
+    console = Console()
+    table = Table("", "before", "after")
+    table.add_row("weights", *(f"{record['bytes'][when] / 1e6:.1f} MB" for when in ("before", "after")))
+    for metric, values in record.get("metrics", {}).items():
+        table.add_row(metric, f"{values['before']:.4f}", f"{values['after']:.4f}")
+    console.print(table)
+    console.print(f"{record['format']} model in {output_dir}", soft_wrap=True)
+
+
 def _stages(stages: list[Mapping[str, Any]]) -> Table:
     main = next(iter(stages[0]["metrics"]))
     table = Table("removed", "heads", "neurons", "parameters", main, "seconds", title="stages")
