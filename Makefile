@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 DEMO ?= runs/demo
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test sanitize lint clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,14 @@ demo: $(STAMP)
 # Two workers with one thread each: tiny models gain nothing from more threads.
 test: $(STAMP)
 	$(RUN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+# The engine under the address and undefined-behaviour sanitizers (GCC; no leak check of the interpreter itself).
+SANITIZED := build/sanitized.so
+sanitize: $(STAMP)
+	mkdir -p build
+	$(BIN)/python src/contraprune/engine/compile.py --sanitize --output $(SANITIZED)
+	LD_PRELOAD=$$(cc -print-file-name=libasan.so):$$(cc -print-file-name=libubsan.so) ASAN_OPTIONS=detect_leaks=0 \
+	  OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/engine/sanitized.py $(SANITIZED)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

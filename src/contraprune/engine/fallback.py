@@ -79,11 +79,10 @@ class TorchEncoder:
     def __call__(self, tokens: Tokens) -> Float[Tensor, "tokens hidden"]:
         """See :class:`contraprune.engine.tokens.Encoder`."""
         starts = tokens.starts.tolist()
-        for ids, table in zip((tokens.ids, tokens.positions, tokens.types), self._tables, strict=False):
+        for ids, table in zip(tokens.columns, self._tables, strict=False):
             if len(ids) and (ids.min() < 0 or ids.max() >= len(table)):
                 raise UserError(out_of_range(self._spec))
-        columns = (tokens.ids, tokens.positions, tokens.types)
-        x = sum(table[torch.tensor(ids)] for ids, table in zip(columns, self._tables, strict=False))
+        x = sum(table[torch.from_numpy(ids)] for ids, table in zip(tokens.columns, self._tables, strict=False))
         assert isinstance(x, Tensor)
         x = self._normalise(x, self._norm)
         if self._projection is not None:

@@ -36,6 +36,7 @@ class _Base(_Saved):
     """Methods of the base model."""
 
     config: Any
+    _modules: dict[str, Any]
     encoder_in_engine: Encoder
     spec: EncoderSpec
 
@@ -74,7 +75,7 @@ class _Base(_Saved):
             raise UserError("input_ids: expected (batch, length) token ids, found none")
         batch = strip(self.spec, input_ids, attention_mask, token_type_ids, position_ids)
         hidden = pad(self.encoder_in_engine(batch.tokens), batch).to(input_ids.device)
-        pooler = getattr(self, "pooler", None)
+        pooler = self._modules.get("pooler")
         output = BaseModelOutputWithPooling(
             last_hidden_state=hidden,
             pooler_output=pooler(hidden) if pooler is not None else None,

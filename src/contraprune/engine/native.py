@@ -104,18 +104,20 @@ class NativeEncoder:
 
     def __call__(self, tokens: Tokens) -> Float[Tensor, "tokens hidden"]:
         """See :class:`contraprune.engine.tokens.Encoder`."""
-        hidden = torch.empty(len(tokens.ids), self._spec.hidden)
-        if len(tokens.ids) == 0:
+        count = tokens.columns.shape[1]
+        hidden = torch.empty(count, self._spec.hidden)
+        if count == 0:
             return hidden
+        columns = tokens.columns.ctypes.data
         with self._turn:
             status = self._library.cp_forward(
                 self._handle,
-                len(tokens.ids),
+                count,
                 len(tokens.starts) - 1,
                 tokens.starts.ctypes.data,
-                tokens.ids.ctypes.data,
-                tokens.positions.ctypes.data,
-                tokens.types.ctypes.data,
+                columns,
+                columns + 8 * count,
+                columns + 16 * count,
                 hidden.data_ptr(),
             )
         _check(status, self._spec)

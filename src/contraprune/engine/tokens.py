@@ -14,9 +14,7 @@ from contraprune.errors import UserError
 class Tokens(NamedTuple):
     """The tokens of a batch, sequence after sequence, int64 and contiguous."""
 
-    ids: Int[np.ndarray, " tokens"]
-    positions: Int[np.ndarray, " tokens"]
-    types: Int[np.ndarray, " tokens"]
+    columns: Int[np.ndarray, "3 tokens"]  # ids, positions, types
     starts: Int[np.ndarray, " sequences+1"]  # index of each sequence's first token; then the number of tokens
 
 
@@ -55,21 +53,22 @@ def strip(
     ids = _array(input_ids)
     if ids.ndim != 2:
         raise UserError(f"input_ids: expected the shape (batch, length), found {[*ids.shape]}")
-    kinds = np.zeros_like(ids) if token_type_ids is None else _like(ids, token_type_ids, "token_type_ids")
-    places = _positions(spec, ids) if position_ids is None else _like(ids, position_ids, "position_ids")
-    mask = np.ones(ids.shape, bool) if attention_mask is None else _like(ids, attention_mask, "attention_mask") != 0
+    batch, length = ids.shape
+    columns = np.zeros((3, batch, length), np.int64)
+    columns[0] = ids
+    columns[1] = _positions(spec, ids) if position_ids is None else _like(ids, position_ids, "position_ids")
+    if token_type_ids is not None:
+        columns[2] = _like(ids, token_type_ids, "token_type_ids")
+    flat = columns.reshape(3, batch * length)
+    mask = None if attention_mask is None else _like(ids, attention_mask, "attention_mask") != 0
+    if mask is None or mask.all():
+        return Batch(Tokens(flat, np.arange(0, batch * length + 1, max(1, length))), (batch, length), None)
     lengths = mask.sum(axis=1)
-    present = lengths[lengths > 0]
-    starts = np.zeros(len(present) + 1, np.int64)
-    np.cumsum(present, out=starts[1:])
-    if starts[-1] == mask.size:
-        flat = [np.ascontiguousarray(array).reshape(-1) for array in (ids, places, kinds)]
-        return Batch(Tokens(flat[0], flat[1], flat[2], starts), ids.shape, None)
-    if spec.relative_bias is not None and (np.diff(mask.astype(np.int8), axis=1, prepend=0) == 1).sum() > len(present):
+    starts = np.cumsum([0, *lengths[lengths > 0]])
+    if spec.relative_bias is not None and (np.diff(mask.astype(np.int8), axis=1, prepend=0) == 1).sum() >= len(starts):
         raise UserError("attention_mask: expected no gaps within a text, for a model with relative positions")
     where = np.flatnonzero(mask)
-    flat = [array.reshape(-1)[where] for array in (ids, places, kinds)]
-    return Batch(Tokens(flat[0], flat[1], flat[2], starts), ids.shape, where)
+    return Batch(Tokens(np.ascontiguousarray(flat[:, where]), starts), (batch, length), where)
 
 
 def pad(hidden: Float[Tensor, "tokens hidden"], batch: Batch) -> Float[Tensor, "batch length hidden"]:
@@ -82,21 +81,20 @@ def pad(hidden: Float[Tensor, "tokens hidden"], batch: Batch) -> Float[Tensor, "
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.detach().cpu().numpy()
-    return array if array.dtype == np.int64 else array.astype(np.int64)
+    array: np.ndarray = tensor.numpy(force=True)
+    return array
 
 
 def _like(ids: np.ndarray, tensor: Tensor, name: str) -> np.ndarray:
     array = _array(tensor)
-    if array.shape == ids.shape:
+    if array.shape == ids.shape or (name == "position_ids" and array.shape == (1, ids.shape[1])):
         return array
-    if name == "position_ids" and array.shape == (1, ids.shape[1]):
-        return np.broadcast_to(array, ids.shape)
     raise UserError(f"{name}: expected the shape {[*ids.shape]} of input_ids, found {[*array.shape]}")
 
 
 def _positions(spec: EncoderSpec, ids: np.ndarray) -> np.ndarray:
     if spec.padding_idx is None:
-        return np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        return np.arange(ids.shape[1])
     counted = ids != spec.padding_idx
-    return np.cumsum(counted, axis=1) * counted + spec.padding_idx
+    positions: np.ndarray = np.cumsum(counted, axis=1) * counted + spec.padding_idx
+    return positions
