@@ -67,9 +67,12 @@ def test_parts_of_the_wrong_size_or_place_and_a_forward_without_them(loaded: Any
     loaded.cp_free(handle)
 
 
+_ZEROS = np.zeros(4096, np.float32)  # outlives the calls that read it
+
+
 def complete(loaded: Any) -> Any:
     handle, _ = new(loaded)
-    zeros = np.zeros(4096, np.float32).ctypes.data
+    zeros = _ZEROS.ctypes.data
     assert loaded.cp_layer(handle, 0, 2, 3) == 0
     for slot, rows, columns in ((1, 24, 8), (2, 8, 8), (3, 3, 8), (4, 8, 3)):
         assert loaded.cp_matrix(handle, 0, slot, rows, columns, zeros, None) == 0
