@@ -12,6 +12,8 @@ from contraprune.engine.native import _Sizes
 GOOD = {"isa": 0, "threads": 1, "hidden": 8, "embedding": 8, "head_size": 4, "layers": 1, "activation": 1}
 GOOD |= {"vocabulary": 5, "positions": 6, "types": 1, "span": 0}
 
+_ZEROS = np.zeros(4096, np.float32)  # outlives the calls that read it
+
 
 @pytest.fixture
 def loaded() -> Any:
@@ -45,7 +47,7 @@ def test_an_unknown_instruction_set(loaded: Any, isa: int) -> None:
 
 def test_parts_of_the_wrong_size_or_place_and_a_forward_without_them(loaded: Any) -> None:
     handle, _ = new(loaded)
-    data = np.zeros(4096, np.float32).ctypes.data
+    data = _ZEROS.ctypes.data
     assert loaded.cp_layer(handle, 0, 2, 3) == 0
     for index, heads, neurons in ((-1, 2, 3), (1, 2, 3), (0, -1, 3), (0, 2, -3), (0, 2**40, 3), (0, 2, 2**40)):
         assert loaded.cp_layer(handle, index, heads, neurons) == 2
@@ -65,9 +67,6 @@ def test_parts_of_the_wrong_size_or_place_and_a_forward_without_them(loaded: Any
     pointer = ids.ctypes.data
     assert loaded.cp_forward(handle, 3, 1, starts.ctypes.data, pointer, pointer, pointer, data) == 4
     loaded.cp_free(handle)
-
-
-_ZEROS = np.zeros(4096, np.float32)  # outlives the calls that read it
 
 
 def complete(loaded: Any) -> Any:
