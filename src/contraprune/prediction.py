@@ -97,7 +97,8 @@ def _passes(
     progress: bool,
 ) -> Iterator[tuple[np.ndarray, float]]:
     """Outputs of each row, and the loss of the batch it was in."""
-    loader = DataLoader(rows, batch_size=batch_size, collate_fn=collator)
+    # A loader draws a seed: not from the global stream, so that a run resumed after an evaluation is the same run.
+    loader = DataLoader(rows, batch_size=batch_size, collate_fn=collator, generator=torch.Generator())
     for collated in tqdm(loader, desc="evaluating", disable=not progress, leave=False):
         batch = {name: value.to(model.device) for name, value in collated.items()}
         features = features_of(batch, task.objective)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import contraprune
@@ -143,10 +144,13 @@ def test_an_interrupted_study_ends_with_the_weights_of_an_uninterrupted_one(
 
 
 def test_a_run_has_a_process_of_its_own(tiny_options, tmp_path, capsys):
-    flags = ("--seeds=1", "--densities=0.25", "--num_train_epochs=1")
+    flags = ("--seeds=1", "--densities=0.25", "--num_train_epochs=1", "--eval_strategy=no", "--adam_beta1=0.8")
     assert main(command(tiny_options, "sparsity", *flags)) == 0
-    results = json.loads((tmp_path / "run" / "runs" / "movement-density0.25-seed1" / "results.json").read_text())
+    run_directory = tmp_path / "run" / "runs" / "movement-density0.25-seed1"
+    results = json.loads((run_directory / "results.json").read_text())
     assert results["density"]["target"] == 0.25
+    config = yaml.safe_load((run_directory / "config.yaml").read_text())
+    assert (config["eval_strategy"], config["adam_beta1"]) == ("no", 0.8)
     assert "finished" in capsys.readouterr().out
 
 

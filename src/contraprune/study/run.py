@@ -1,5 +1,6 @@
 """A study from its flags to its table."""
 
+import dataclasses
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -101,9 +102,10 @@ def _options(settings: tuple[Any, ...], arguments: PruneArguments) -> dict[str, 
         UserError: one cannot be handed on to another process.
     """
     options = resolved_options(settings, arguments)
-    usual = PruneArguments(output_dir=arguments.output_dir).to_dict()
+    names = {field.name for field in dataclasses.fields(PruneArguments) if field.init}
+    handed_on = PruneArguments(**{name: value for name, value in options.items() if name in names}).to_dict()
     for name, value in arguments.to_dict().items():
-        if name not in options and value != usual.get(name):
+        if value != handed_on[name]:
             raise UserError(f"--{name} {value}: a study cannot hand it on to its runs")
     return options | {"disable_tqdm": True}
 
