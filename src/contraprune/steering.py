@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-# Chosen on runs of 100 to 1,000 steps (docs/recipes.md). An error is the logarithm of density / wanted density.
+# Chosen on runs of 128 to 1,000 steps (docs/recipes.md). An error is the logarithm of density / wanted density.
 _PROPORTIONAL = 12.0  # an error of 0.1 gives a pressure of 1.2
 _INTEGRAL = 240.0  # an error of 0.1 over a tenth of the run gives a pressure of 2.4
 _LARGEST = 8.0  # sinh(8) is 1,490 times the unit
