@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from contraprune.callbacks import GradualPruning, LogFile, Snapshots
+from contraprune.callbacks import GradualPruning, LogFile, NoLastCheckpoint, Snapshots
 from contraprune.pruning_config import PruningConfig
 from reference import cubic
 
@@ -53,6 +53,16 @@ def test_without_freezing_the_last_masks_are_made_after_the_last_step():
     run(recorder, frozen=0.0)
     assert len(recorder.densities) == 101
     assert [moment.step for moment in recorder.moments if moment.last] == [100]
+
+
+@pytest.mark.parametrize(("step", "best", "saved"), [(99, False, True), (100, False, False), (100, True, True)])
+def test_a_checkpoint_right_before_the_model_is_saved_is_left_out_unless_it_may_be_the_best(step, best, saved):
+    arguments, control = SimpleNamespace(load_best_model_at_end=best), SimpleNamespace(should_save=True)
+    NoLastCheckpoint().on_step_end(arguments, state(step), control)
+    assert control.should_save is saved
+    control.should_save = True
+    NoLastCheckpoint().on_epoch_end(arguments, state(step), control)
+    assert control.should_save is saved
 
 
 def test_restored_masks_are_not_made_anew():

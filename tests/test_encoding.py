@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from transformers import AutoTokenizer, BertForSequenceClassification, DataCollatorWithPadding
 from transformers.models.distilbert import DistilBertConfig, DistilBertForSequenceClassification
 
-from contraprune.encoding import Reader, encode, pack_tokens, unpack_tokens
+from contraprune.encoding import Reader, encode, longest_first, pack_tokens, unpack_tokens
 from tiny_tasks import TWO_CLASSES
 
 TEXTS = ["short", "a rather longer sentence about nothing", "two words", "the same length of words here"]
@@ -49,6 +49,10 @@ def one_by_one(model, tokenizer, pooling, use_pooler):
         else:
             z = output.pooler_output[0] if use_pooler else output.last_hidden_state[0, 0]
         yield z / z.norm(), logits
+
+
+def test_the_longest_text_comes_first_and_equals_keep_their_order():
+    assert longest_first([3, 7, 3, 9, 1]) == [3, 1, 0, 2, 4]
 
 
 @pytest.mark.parametrize(("pooling", "use_pooler"), [("cls", True), ("cls", False), ("mean", True)])

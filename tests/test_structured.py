@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import contraprune
-from contraprune import UserError
+from contraprune import UserError, prediction
 from contraprune.config import StructuredConfig
 from contraprune.pruning_config import PruningConfig
 from contraprune.structure import find_layers
@@ -116,6 +116,43 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     logs = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("whole", "run")]
     losses = [[(e["stage"], e["step"], e["loss"]) for e in map(json.loads, log) if "grad_norm" in e] for log in logs]
     assert losses[0] == losses[1]
+
+
+def test_a_stage_rates_batches_of_similar_length_saves_no_last_checkpoint_and_evaluates_once(options, monkeypatch):
+    widths, evaluations, checkpoints = [], [], []
+    rate, evaluate, save = ContrastTrainer.loss_for_importance, prediction.evaluate, ContrastTrainer._save_checkpoint
+
+    def rated(self, outputs, inputs, draw):
+        if draw[0] == 1:
+            widths.append(inputs["input_ids"].shape[1])
+        return rate(self, outputs, inputs, draw)
+
+    def evaluated(*arguments, **keywords):
+        evaluations.append(arguments)
+        return evaluate(*arguments, **keywords)
+
+    def saved(self, *arguments, **keywords):
+        checkpoints.append(self.state.global_step)
+        return save(self, *arguments, **keywords)
+
+    monkeypatch.setattr(ContrastTrainer, "loss_for_importance", rated)
+    monkeypatch.setattr(ContrastTrainer, "_save_checkpoint", saved)
+    monkeypatch.setattr("contraprune.trainer.evaluate", evaluated)
+    monkeypatch.setattr("contraprune.jobs.evaluate", evaluated)
+    results = contraprune.prune(**(options | {"contrast": "none", "num_train_epochs": 2, "eval_strategy": "epoch"}))
+    assert widths == sorted(widths, reverse=True)
+    assert len(set(widths)) > 1
+    steps = json.loads((Path(options["output_dir"]) / "log.jsonl").read_text().splitlines()[-1])["step"]
+    assert checkpoints == [steps // 2] * 2  # one after the first epoch of each stage
+    assert len(evaluations) == 1 + 2 * 2 + 1  # the teacher, every epoch, and what was saved
+    assert all(stage["metrics"] for stage in results["stages"])
+
+
+@pytest.mark.parametrize("strategy", ["no", "epoch"])
+def test_every_stage_reports_metrics_whether_or_not_training_evaluates(options, strategy):
+    results = contraprune.prune(**options, contrast="none", eval_strategy=strategy)
+    assert results["stages"][-1]["metrics"] == results["metrics"]
+    assert len(results["stages"]) == 2
 
 
 def test_a_pruned_model_can_be_pruned_again(options, tmp_path):

@@ -83,6 +83,16 @@ class Snapshots(TrainerCallback):
             self.next_epoch += 1
 
 
+class NoLastCheckpoint(TrainerCallback):
+    """Saves no checkpoint after the last step, where the model itself is saved right after training."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and not args.load_best_model_at_end:
+            control.should_save = False
+
+    on_epoch_end = on_step_end
+
+
 class LogFile(TrainerCallback):
     """Appends everything the trainer logs to ``log.jsonl``; a resumed run drops what comes after its checkpoint.
 

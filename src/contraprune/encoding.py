@@ -5,7 +5,7 @@ anchors (training, with gradients) and banks (eval mode, without), for every tas
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import datasets
@@ -32,6 +32,11 @@ def readable(dataset: datasets.Dataset, model: PreTrainedModel, objective: Objec
 def features_of(batch: Mapping[str, Tensor], objective: Objective) -> dict[str, Tensor]:
     """What of a batch the model reads."""
     return {name: value for name, value in batch.items() if name not in (*objective.targets, "idx")}
+
+
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """Indices from the longest text to the shortest, so that batches cut from them have little padding."""
+    return sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
 
 
 def pack_tokens(
@@ -117,7 +122,7 @@ def encode(
     was_training = model.training
     model.eval()
     lengths = dataset["length"]
-    by_length = dataset.select(sorted(range(len(dataset)), key=lengths.__getitem__, reverse=True))
+    by_length = dataset.select(longest_first(lengths))
     loader = DataLoader(
         by_length.remove_columns("length"),
         batch_size=batch_size,

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from contraprune.encoding import features_of, readable
+from contraprune.encoding import features_of, longest_first, readable
 from contraprune.tasks import Task
 from contraprune.tasks.base import Collator
 
@@ -75,7 +75,7 @@ def predict(
     """
     was_training = model.training
     model.eval()
-    order = sorted(range(len(encoded)), key=encoded["length"].__getitem__, reverse=True)
+    order = longest_first(encoded["length"])
     state = PartialState()
     mine = order[state.process_index :: state.num_processes]
     rows = readable(encoded, model, task.objective).select(mine).remove_columns(["length", "idx"])

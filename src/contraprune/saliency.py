@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from contraprune.encoding import features_of
+from contraprune.encoding import features_of, longest_first
 from contraprune.masking import MaskedLinear
 from contraprune.tasks import Task
 
@@ -50,7 +50,8 @@ def fisher_saliency(
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(dataset), generator=generator)[:examples].tolist()
-    subset = dataset.select(chosen).remove_columns(["length"])
+    subset = dataset.select(chosen)
+    subset = subset.select(longest_first(subset["length"])).remove_columns(["length"])
     loader = accelerator.prepare(
         DataLoader(subset, batch_size=batch_size, collate_fn=collator, generator=torch.Generator())
     )

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from contraprune.callbacks import NoLastCheckpoint
 from contraprune.config import ContrastConfig, PruneRunConfig, StructuredConfig
 from contraprune.criteria.taylor import UnitImportance, keep_after_removal, taylor_importance
-from contraprune.encoding import Reader, features_of
+from contraprune.encoding import Reader, features_of, longest_first
 from contraprune.errors import UserError
 from contraprune.jobs import Job
 from contraprune.preparation import Prepared, prepare
@@ -132,10 +133,11 @@ class StageRunner:
         trainer = ContrastTrainer(**self.prepared.trainer_options(name))
         with _timed(seconds, "importance_and_removal"):
             self.remove_units(stage, trainer, folder)
+        trainer.add_callback(NoLastCheckpoint())
         with _timed(seconds, "train"):
             self.job.train(trainer, stage=name)
         with _timed(seconds, "evaluate"):
-            metrics = self.job.evaluate(self.prepared.model).metrics
+            metrics = trainer.final_metrics or self.job.evaluate(self.prepared.model).metrics
         self.records.append(self._describe(stage, metrics, seconds))
         if self.job.main:
             save_model(self.prepared.model, None, folder / "model")
@@ -173,9 +175,9 @@ class StageRunner:
         model, accelerator = self.prepared.model, trainer.accelerator
         dataset = trainer.train_dataset
         order = np.random.default_rng([self.job.arguments.seed, stage.number]).permutation(len(dataset))
-        subset = dataset.select(order[: self.structured.importance_examples]).remove_columns(["length"])
+        subset = dataset.select(order[: self.structured.importance_examples])
         loader = DataLoader(
-            subset,
+            subset.select(longest_first(subset["length"])).remove_columns(["length"]),
             batch_size=self.job.arguments.per_device_train_batch_size,
             collate_fn=trainer.data_collator,
             generator=torch.Generator(),

@@ -71,6 +71,7 @@ class TaskTrainer(Trainer):
         self.task = task
         self.evaluation = dict(evaluation)
         self.model_accepts_loss_kwargs = False
+        self._evaluated: tuple[int, dict[str, float]] | None = None
 
     def task_loss(self, outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         return self.task.objective.loss(outputs, inputs, label_smoothing=self.args.label_smoothing_factor)
@@ -99,11 +100,18 @@ class TaskTrainer(Trainer):
             batch_size=self.args.per_device_eval_batch_size,
             progress=not self.args.disable_tqdm,
         )
+        self._evaluated = (self.state.global_step, found.metrics)
         metrics = ({"loss": found.loss} if self.task.objective.targets else {}) | found.metrics
         logs = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)  # type: ignore[has-type]
         return logs
+
+    @property
+    def final_metrics(self) -> dict[str, float] | None:
+        """The metrics after the last step, if that is when the last evaluation was."""
+        step, metrics = self._evaluated or (None, None)
+        return metrics if step == self.state.max_steps and not self.args.load_best_model_at_end else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Stops at a loss that is not finite, before anything is saved from it."""
