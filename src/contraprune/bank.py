@@ -137,6 +137,13 @@ class Candidates(NamedTuple):
     ids: Int[Tensor, " n"]
     labels: Int[Tensor, " n"] | None
 
+    def joined(self, more: "Candidates") -> "Candidates":
+        """These, then more of them."""
+        if len(self.ids) == 0:
+            return more
+        together = None if self.labels is None or more.labels is None else torch.cat([self.labels, more.labels])
+        return Candidates(torch.cat([self.rows, more.rows]), torch.cat([self.ids, more.ids]), together)
+
 
 class Bank:
     """The representations of one source: R sealed row files over the same training examples."""

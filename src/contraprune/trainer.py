@@ -8,13 +8,14 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from jaxtyping import Int
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from contraprune.bank import Bank, RowFile
+from contraprune.bank import Bank, Candidates, RowFile
 from contraprune.config import ContrastConfig
 from contraprune.contrastive import source_terms
 from contraprune.criteria.base import Criterion
@@ -212,11 +213,13 @@ class ContrastTrainer(TaskTrainer):
         labels = None if classes is None else classes[ids.cpu()].to(ids.device)
         supervised = config.supervised_weight > 0 and labels is not None
         anchors = self.reader.take(inputs["attention_mask"])
+        others, batch_ids = self._of_other_processes(anchors, ids)
         for number, (source, bank) in enumerate(self.knowledge.banks.items()):
             if not bank.files:  # no snapshot yet
                 continue
             rng = np.random.default_rng([self.args.seed, *draw, number])
-            rows, row_ids, row_labels = bank.candidates(ids, extra_examples=config.extra_examples, rng=rng)
+            found = bank.candidates(batch_ids, extra_examples=config.extra_examples, rng=rng)
+            rows, row_ids, row_labels = others.joined(found)
             terms = source_terms(
                 anchors,
                 ids,
@@ -233,6 +236,23 @@ class ContrastTrainer(TaskTrainer):
                 yield f"{source}_unsupervised", (config.unsupervised_weight, terms.unsupervised)
             if supervised:
                 yield f"{source}_supervised", (config.supervised_weight, terms.supervised)
+
+    def _of_other_processes(
+        self, anchors: Float[Tensor, "batch dim"], ids: Int[Tensor, " batch"]
+    ) -> tuple[Candidates, Int[Tensor, " all"]]:
+        """The anchors of the other processes, candidates like those of this one; and the ids of all processes.
+
+        So the loss is that of the whole batch of a step, however many processes share it.
+        """
+        if self.args.world_size == 1:
+            rows, row_ids, all_ids = anchors.new_empty(0, anchors.shape[1]), ids.new_empty(0), ids
+        else:
+            mine = F.normalize(anchors.detach().float(), dim=-1)
+            rows, all_ids = self.accelerator.gather((mine, ids))
+            elsewhere = torch.arange(len(all_ids), device=ids.device) // len(ids) != self.args.process_index
+            rows, row_ids = rows[elsewhere].cpu(), all_ids[elsewhere]
+        classes, row_ids = self.knowledge.classes, row_ids.cpu()
+        return Candidates(rows, row_ids, None if classes is None else classes[row_ids]), all_ids
 
     def _next_draw(self) -> tuple[int, int]:
         """(optimiser step, batch within it): seeds the drawn examples, so that a resumed run draws the same."""

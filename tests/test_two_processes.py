@@ -1,0 +1,113 @@
+"""Data-parallel runs: two real processes (gloo) against one, with the same batches of a step."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+import contraprune
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+BATCH = 16
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, tmp_path_factory):
+    """The same two runs in one process and in two; the folder of each, and where the options of a run are."""
+    folders = {}
+    models = tmp_path_factory.mktemp("models")
+    for name in ("pretrained", "teacher"):
+        shutil.copytree(tiny / name, models / name)
+        file = models / name / "config.json"
+        quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+        file.write_text(json.dumps(json.loads(file.read_text()) | quiet))  # every process draws its own dropout
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"processes{processes}")
+        common = {
+            "model": str(models / "pretrained"),
+            "teacher": str(models / "teacher"),
+            "task": "toy",
+            "max_train_samples": 64,
+            "max_eval_samples": 45,
+            "max_length": 24,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": BATCH // processes,
+            "extra_examples": 32,
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "save_strategy": "no",
+            "cache_dir": str(folder / "cache"),
+        }
+        options = {
+            "movement": common | {"density": 0.3, "score_init": "magnitude"},
+            "taylor": common | {"method": "taylor", "density": 0.5, "num_stages": 2, "importance_examples": 32},
+        }
+        for name, chosen in options.items():
+            chosen["output_dir"] = str(folder / name)
+        (folder / "options.json").write_text(json.dumps(options))
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        command += ["--master-port", str(29000 + os.getpid() % 1000), str(SCRIPT), str(folder)]
+        if processes == 1:
+            for chosen in options.values():
+                contraprune.prune(**chosen)
+        else:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+            assert done.returncode == 0, done.stderr[-3000:]
+        folders[processes] = folder
+    return folders
+
+
+def losses(folder):
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [entry for entry in log if "grad_norm" in entry]
+
+
+@pytest.mark.parametrize("name", ["movement", "taylor"])
+def test_both_processes_end_with_the_same_masks_and_sizes(runs, name):
+    first, second = (load_file(runs[2] / f"{name}-{rank}.safetensors") for rank in (0, 1))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_two_processes_have_the_loss_curve_of_one_at_the_same_batch(runs):
+    one, two = (losses(runs[processes] / "movement") for processes in (1, 2))
+    assert len(one) == len(two) == 8
+    for entry, other in zip(one, two, strict=True):
+        parts = [key for key in entry if key.startswith("loss")]
+        assert {"loss", "loss_ce", "loss_kd", "loss_pretrained_supervised", "loss_finetuned_unsupervised"} <= {*parts}
+        for part in (*parts, "density"):
+            assert other[part] == pytest.approx(entry[part], rel=1e-4, abs=1e-5), (part, entry["step"])
+    assert "loss_snapshots_unsupervised" in two[-1]
+
+
+def test_two_processes_end_with_the_result_of_one(runs):
+    results = [json.loads((runs[n] / "movement" / "results.json").read_text()) for n in (1, 2)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["parameters"] == results[1]["parameters"]
+    assert results[0]["density"] == results[1]["density"]
+    first, second = (
+        AutoModelForSequenceClassification.from_pretrained(runs[n] / "movement" / "model").state_dict() for n in (1, 2)
+    )
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_fill_the_banks_of_one(runs):
+    files = [sorted((runs[n] / "cache").glob("*/*.rows")) for n in (1, 2)]
+    names = [[file.relative_to(runs[n] / "cache") for file in found] for n, found in zip((1, 2), files, strict=True)]
+    assert names[0] == names[1]
+    assert len(names[0]) == 3  # the pre-trained model's rows, the teacher's, and its outputs
+    for one, two in zip(*files, strict=True):
+        dtype = np.float32 if one.stem == "outputs" else np.float16
+        first, second = (np.fromfile(file, dtype=dtype).astype(np.float32) for file in (one, two))
+        np.testing.assert_allclose(second, first, atol=1e-3)
+        assert np.abs(first).max() > 0.1
