@@ -312,7 +312,14 @@ def subjects(options: argparse.Namespace, flags: list[str], folder: Path) -> dic
     found = {}
     for name, model in ((Path(options.model).name or "model", small), ("bert-base, random", base)):
         steps = options.steps if model is small else options.base_steps
-        values = [*quiet, f"--max_steps={steps + WARM_UP + 1}", f"--output_dir={folder}", "--num_train_epochs=1", "--learning_rate=1e-5", *flags]
+        values = [
+            *quiet,
+            f"--max_steps={steps + WARM_UP + 1}",
+            f"--output_dir={folder}",
+            "--num_train_epochs=1",
+            "--learning_rate=1e-5",
+            *flags,
+        ]
         (arguments,) = HfArgumentParser((PruneArguments,)).parse_args_into_dataclasses(values)
         fitted = task.for_model(model.config, name)
         assert fitted.train is not None

@@ -155,6 +155,28 @@ def test_every_stage_reports_metrics_whether_or_not_training_evaluates(options, 
     assert len(results["stages"]) == 2
 
 
+def test_dropout_and_frozen_embeddings_hold_in_every_stage_and_after_a_resume(options, monkeypatch):
+    step = ContrastTrainer.training_step
+    seen = []
+
+    def watched(self, model, *arguments, **keywords):
+        dropouts = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+        seen.append((dropouts, model.get_input_embeddings().weight.requires_grad))
+        if len(seen) == 7:  # the first batches of the second stage
+            raise KeyboardInterrupt
+        return step(self, model, *arguments, **keywords)
+
+    monkeypatch.setattr(ContrastTrainer, "training_step", watched)
+    chosen = options | {"contrast": "none", "num_train_epochs": 1, "dropout": 0.0, "freeze_embeddings": True}
+    with pytest.raises(KeyboardInterrupt):
+        contraprune.prune(**chosen)
+    contraprune.prune(**chosen)
+    assert len(seen) > 8
+    assert all(entry == ({0.0}, False) for entry in seen)
+    config = json.loads((Path(options["output_dir"]) / "model" / "config.json").read_text())
+    assert config["hidden_dropout_prob"] == 0.1
+
+
 def test_a_pruned_model_can_be_pruned_again(options, tmp_path):
     contraprune.prune(**options, contrast="none")
     again = options | {"teacher": str(tmp_path / "run" / "model"), "output_dir": str(tmp_path / "again")}

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from contraprune.bank import Bank
 from contraprune.config import ContrastConfig, PruneRunConfig
+from contraprune.dropout import set_dropout
 from contraprune.encoding import Reader
 from contraprune.errors import UserError
 from contraprune.jobs import Job
@@ -33,6 +34,7 @@ class Prepared:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     reader: Reader
+    pruning: PruningConfig
     contrast: ContrastConfig
     knowledge: Knowledge
     sources: "Sources"
@@ -90,8 +92,7 @@ def prepare(
     _check_sizes(teacher, pretrained, run)
     contrast = _without_repetition(contrast, teacher, pretrained)
     model = copy.deepcopy(teacher if pruning.start_from == "teacher" else pretrained)
-    if pruning.freeze_embeddings:
-        model.get_input_embeddings().requires_grad_(False)
+    make_student(model, pruning)
     own = job.task.pooling
     pooling = own or contrast.pooling
     assert pooling != "auto", "for_task() comes first"
@@ -110,11 +111,20 @@ def prepare(
         model=model,
         tokenizer=tokenizer,
         reader=reader,
+        pruning=pruning,
         contrast=contrast,
         knowledge=knowledge,
         sources=sources,
         teacher_metrics=teacher_metrics,
     )
+
+
+def make_student(model: PreTrainedModel, pruning: PruningConfig) -> None:
+    """Sets what of a model trains while it is pruned, and with which dropout."""
+    if pruning.freeze_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+    if pruning.dropout is not None:
+        set_dropout(model, pruning.dropout)
 
 
 class Sources:

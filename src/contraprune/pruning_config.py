@@ -49,6 +49,9 @@ class PruningConfig:
     freeze_embeddings: bool = setting(
         False, "Leave the word embeddings as they are: words that the training data lacks then stay where they were."
     )
+    dropout: float | None = setting(
+        None, "Dropout of the model while it is pruned, in [0, 1). Default: what its config.json says."
+    )
     score_init: Literal["saliency", "magnitude", "zero"] = setting(
         "saliency",
         "Learned scores: what they start from: the rank of the weight's diagonal-Fisher saliency under the starting "
@@ -90,6 +93,8 @@ class PruningConfig:
             most = self.shape.density
             expected = f"at most {most:g} with --pattern {self.pattern}"
             require(self.density is None or self.density <= most, "density", expected, self.density)
+        dropout = self.dropout
+        require(dropout is None or 0 <= dropout < 1, "dropout", "a probability in [0, 1)", dropout)
         rate = self.score_learning_rate
         require(rate is None or rate > 0, "score_learning_rate", "a positive number", rate)
         threshold = self.final_threshold

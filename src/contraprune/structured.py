@@ -21,7 +21,7 @@ from contraprune.criteria.taylor import UnitImportance, keep_after_removal, tayl
 from contraprune.encoding import Reader, features_of, longest_first
 from contraprune.errors import UserError
 from contraprune.jobs import Job
-from contraprune.preparation import Prepared, prepare
+from contraprune.preparation import Prepared, make_student, prepare
 from contraprune.pruning_config import PruningConfig
 from contraprune.saving import load_pretrained, parameter_counts, save_model, write_json
 from contraprune.schedules import units_per_stage
@@ -225,9 +225,8 @@ class StageRunner:
             return
         old = self.prepared.reader
         old.remove()
-        trainable = self.prepared.model.get_input_embeddings().weight.requires_grad
         model = load_pretrained(self.job.task.auto_class, str(path)).to(self.job.arguments.device)
-        model.get_input_embeddings().requires_grad_(trainable)
+        make_student(model, self.prepared.pruning)
         self.prepared.model = model
         self.prepared.reader = Reader(model, pooling=old.pooling, use_pooler=old.use_pooler)
 
