@@ -167,7 +167,7 @@ def test_dropout_and_frozen_embeddings_hold_in_every_stage_and_after_a_resume(op
         return step(self, model, *arguments, **keywords)
 
     monkeypatch.setattr(ContrastTrainer, "training_step", watched)
-    chosen = options | {"contrast": "none", "num_train_epochs": 1, "dropout": 0.0, "freeze_embeddings": True}
+    chosen = options | {"contrast": "none", "num_train_epochs": 1, "freeze_embeddings": True}
     with pytest.raises(KeyboardInterrupt):
         contraprune.prune(**chosen)
     contraprune.prune(**chosen)

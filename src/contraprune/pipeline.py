@@ -91,6 +91,8 @@ def run_prune(
         arguments.num_train_epochs = 1.0 if whole_units else 8.0
     if arguments.learning_rate is None:  # a stage removes little, and its training has to lose little
         arguments.learning_rate = 5e-5 if whole_units else 2e-4
+    if pruning.dropout is None and whole_units:  # representations are compared with those in banks, made without
+        pruning = dataclasses.replace(pruning, dropout=0.0)
     task = load_task(**data.source(), seed=arguments.seed)
     contrast = contrast.for_task(task)
     job = Job.start("prune", task, run, (data.for_task(task), pruning, structured, contrast), arguments)

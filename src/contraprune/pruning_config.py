@@ -50,7 +50,8 @@ class PruningConfig:
         False, "Leave the word embeddings as they are: words that the training data lacks then stay where they were."
     )
     dropout: float | None = setting(
-        None, "Dropout of the model while it is pruned, in [0, 1). Default: what its config.json says."
+        None,
+        "Dropout of the model while it is pruned, in [0, 1). Default: 0 with taylor, else what its config.json says.",
     )
     score_init: Literal["saliency", "magnitude", "zero"] = setting(
         "saliency",

@@ -1,0 +1,88 @@
+"""Options of the training loop that change how a step is computed, and hardly its result."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import contraprune
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """Runs a few steps without dropout; the loss parts of every step."""
+
+    def prune(**options):
+        folder = tmp_path_factory.mktemp("run")
+        common = {
+            "model": str(tiny / "pretrained"),
+            "teacher": str(tiny / "teacher"),
+            "task": "toy",
+            "max_train_samples": 64,
+            "max_eval_samples": 48,
+            "max_length": 24,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 32,
+            "extra_examples": 32,
+            "density": 0.3,
+            "score_init": "magnitude",
+            "dropout": 0.0,
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "save_strategy": "no",
+            "eval_strategy": "no",
+            "cache_dir": str(folder / "cache"),
+            "output_dir": str(folder / "run"),
+        }
+        contraprune.prune(**(common | options))
+        log = [json.loads(line) for line in (Path(folder) / "run" / "log.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in entry.items() if k.startswith("loss")} for entry in log if "grad_norm" in entry]
+
+    return prune
+
+
+@pytest.fixture(scope="module")
+def plain(run):
+    return run()
+
+
+@pytest.fixture(scope="module")
+def plain_taylor(run):
+    return run(method="taylor", density=0.5, num_stages=1, score_init="saliency")
+
+
+def assert_same(found, expected, tolerance):
+    assert len(found) == len(expected) == 4
+    for entry, reference in zip(found, expected, strict=True):
+        assert entry == pytest.approx(reference, rel=tolerance, abs=tolerance)
+
+
+def test_bf16_gives_about_the_same_losses(run, plain):
+    found = run(bf16=True)
+    assert_same(found, plain, 0.03)
+    assert found != plain  # it did compute in bfloat16
+
+
+def test_gradient_checkpointing_gives_the_same_losses(run, plain):
+    assert_same(run(gradient_checkpointing=True), plain, 1e-5)
+
+
+def test_a_compiled_model_gives_the_same_losses(run, plain):
+    assert_same(run(torch_compile=True, torch_compile_backend="aot_eager"), plain, 1e-4)
+
+
+def test_accumulated_batches_give_the_same_losses(run):
+    # Without contrast, whose candidates are those of a batch.
+    whole = run(contrast="none")
+    assert_same(run(contrast="none", per_device_train_batch_size=8, gradient_accumulation_steps=4), whole, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [({"bf16": True}, 0.03), ({"gradient_checkpointing": True}, 1e-5)],
+    ids=["bf16", "gradient_checkpointing"],
+)
+def test_stages_of_heads_and_neurons_too(run, plain_taylor, options, tolerance):
+    options = options | {"method": "taylor", "density": 0.5, "num_stages": 1, "score_init": "saliency"}
+    assert_same(run(**options)[:4], plain_taylor, tolerance)
