@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contraprune.errors import UserError
-from contraprune.saving import write_json
+from contraprune.files import write_json
 
 FORMAT = 1
 DType = Literal["float16", "float32"]

@@ -33,9 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"contraprune: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("contraprune: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        how = "continues from there" if str(interruption) else "continues from what was saved last"
+        without = " without --overwrite" if "--overwrite" in arguments else ""
+        found = f" ({interruption})" if str(interruption) else ""
+        print(f"contraprune: interrupted{found}; the same command{without} {how}", file=sys.stderr)
         return 130
+    except (OSError, RuntimeError, MemoryError) as error:
+        from contraprune.failures import explain
+
+        if (explained := explain(error, "output", "lower --batch_size or --max_length")) is None:
+            raise
+        print(f"contraprune: {' '.join(str(explained).split())}", file=sys.stderr)
+        return 2
     return 0
 
 

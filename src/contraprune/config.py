@@ -335,6 +335,7 @@ class PruneArguments(FinetuneArguments):
 # Fields of TrainingArguments that cannot mean here what they say, and why.
 _REFUSED: dict[str, str] = {
     "load_best_model_at_end": "the best checkpoint of a pruning run is a denser one; leave it off",
+    "save_only_model": "a run that is interrupted continues from its checkpoints; leave it off",
     "push_to_hub": "upload OUTPUT_DIR/model when the run is over (hf upload)",
     "deepspeed": "sharded weights cannot be ranked; use plain data parallelism",
     "fsdp": "sharded weights cannot be ranked; use plain data parallelism",

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,12 @@ from contraprune.config import ContrastConfig, PruneRunConfig, StructuredConfig
 from contraprune.criteria.taylor import UnitImportance, keep_after_removal, taylor_importance
 from contraprune.encoding import Reader, features_of
 from contraprune.errors import UserError
+from contraprune.files import write_json
 from contraprune.jobs import Job
 from contraprune.preparation import Prepared, prepare
 from contraprune.pruning_config import PruningConfig
-from contraprune.saving import load_pretrained, parameter_counts, save_model, write_json
+from contraprune.runs import Stopwatch
+from contraprune.saving import load_pretrained, parameter_counts, save_model
 from contraprune.schedules import units_per_stage
 from contraprune.shrinking import shrink
 from contraprune.structure import Layer, find_layers
@@ -127,16 +128,15 @@ class StageRunner:
             self.records.append(json.loads(record.read_text(encoding="utf-8")))
             self._replace_model(folder / "model")
             return
-        seconds: dict[str, float] = {}
+        stopwatch = Stopwatch(folder / "seconds.json", write=self.job.main)
         name = f"stage-{stage.number:02d}"
         trainer = ContrastTrainer(**self.prepared.trainer_options(name))
-        with _timed(seconds, "importance_and_removal"):
-            self.remove_units(stage, trainer, folder)
-        with _timed(seconds, "train"):
-            self.job.train(trainer, stage=name)
-        with _timed(seconds, "evaluate"):
-            metrics = self.job.evaluate(self.prepared.model).metrics
-        self.records.append(self._describe(stage, metrics, seconds))
+        self.remove_units(stage, trainer, folder)
+        stopwatch.lap("importance_and_removal")
+        self.job.train(trainer, stage=name, stopwatches=(stopwatch,))
+        metrics = self.job.evaluate(self.prepared.model).metrics
+        stopwatch.lap("evaluate")
+        self.records.append(self._describe(stage, metrics, stopwatch.seconds))
         if self.job.main:
             save_model(self.prepared.model, None, folder / "model")
             write_json(record, self.records[-1])
@@ -214,7 +214,7 @@ class StageRunner:
             "neurons": [layer.neurons.num_units for layer in layers],
             "parameters": parameter_counts(self.prepared.model)["all"],
             "metrics": metrics,
-            "seconds": seconds,
+            "seconds": {name: round(value, 2) for name, value in seconds.items()},
         }
 
     def _replace_model(self, path: Path) -> None:
@@ -232,20 +232,6 @@ class StageRunner:
     def _drop_earlier(self, stage: Stage) -> None:
         shutil.rmtree(self.job.directory.stages / f"{stage.number - 1:02d}" / "model", ignore_errors=True)
         shutil.rmtree(self.job.directory.checkpoints / f"stage-{stage.number:02d}", ignore_errors=True)
-
-
-class _timed:  # noqa: N801 - reads as a statement
-    """``with _timed(seconds, "train"):`` adds the seconds its block took."""
-
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self.seconds = seconds
-        self.name = name
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.name] = round(time.perf_counter() - self.start, 2)
 
 
 def _encoder_weights(model: PreTrainedModel) -> int:
