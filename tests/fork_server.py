@@ -10,6 +10,7 @@ Actions: ``kill``; ``tear``, which cuts the file that the call wrote in half and
 ``stop``, until the test kills it.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -118,6 +119,7 @@ def serve():
     import contraprune.export
     import contraprune.pipeline  # noqa: F401 - what the commands would import
 
+    gc.freeze()  # so that no collection in a child goes through, and copies, what was imported
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         request = json.loads(line)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from contraprune.tasks import toy
 from fork_server import Server
 
 KILLED = -signal.SIGKILL
@@ -20,13 +21,16 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def common(tiny):
+def common(tiny, tmp_path_factory):
     """Flags of a run of 8 optimiser steps, with a checkpoint after each."""
+    data = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 64), ("validation", 16)):
+        rows = toy.load(0)[split].values[:count]
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "model": tiny / "pretrained",
         "task": "toy",
-        "max_train_samples": 64,
-        "max_eval_samples": 16,
+        "data_dir": data,
         "max_length": 16,
         "num_train_epochs": 2,
         "per_device_train_batch_size": 16,
