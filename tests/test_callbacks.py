@@ -64,13 +64,14 @@ def test_restored_masks_are_not_made_anew():
 
 def test_snapshots_are_taken_at_the_start_of_every_epoch_after_the_first_and_reread_on_resume():
     taken = []
-    callback = Snapshots(taken.append)
+    callback = Snapshots(lambda *call: taken.append(call))
     for epoch in (0.0, 1.0, 2.0):
         callback.on_epoch_begin(None, state(0, epoch=epoch), None)
-    assert taken == [1, 2]
-    resumed = []
-    Snapshots(resumed.append).on_epoch_begin(None, state(0, epoch=2.4), None)
-    assert resumed == [1, 2]
+    assert taken == [(1, True), (2, True)]
+    for epoch, now in ((2.4, False), (2.0, True)):
+        resumed = []
+        Snapshots(lambda *call, calls=resumed: calls.append(call)).on_epoch_begin(None, state(0, epoch=epoch), None)
+        assert resumed == [(1, False), (2, now)]
 
 
 def test_a_resumed_run_drops_the_lines_after_its_checkpoint_and_keeps_other_stages(tmp_path):

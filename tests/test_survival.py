@@ -1,9 +1,7 @@
 """Runs that are killed, interrupted or run out of disk, and files that are damaged: real processes, real signals."""
 
 import json
-import os
 import signal
-from pathlib import Path
 
 import pytest
 

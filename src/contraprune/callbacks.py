@@ -74,10 +74,11 @@ class Snapshots(TrainerCallback):
     """Takes a snapshot of the model being pruned at the start of every epoch after the first (SnC).
 
     Args:
-        take: called with the epoch (1, 2, ...); encodes the training set with the masks of that moment.
+        take: called with the epoch (1, 2, ...), and whether it starts at this moment: encodes the training set with
+            the masks of then, or after a resume reads back what was encoded.
     """
 
-    def __init__(self, take: Callable[[int], None]) -> None:
+    def __init__(self, take: Callable[[int, bool], None]) -> None:
         self.take = take
         self.next_epoch = 1
 
@@ -86,7 +87,7 @@ class Snapshots(TrainerCallback):
     ) -> None:
         epoch = int(state.epoch or 0)
         while self.next_epoch <= epoch:  # after a resume, the earlier ones are read back
-            self.take(self.next_epoch)
+            self.take(self.next_epoch, self.next_epoch == state.epoch)
             self.next_epoch += 1
 
 

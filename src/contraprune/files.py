@@ -18,7 +18,7 @@ SUMS = "SHA256SUMS"
 _CHUNK = 1 << 20
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Writes a file by way of a temporary one: a reader or a crash sees the old or the new content, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
@@ -112,13 +112,18 @@ def _read_sums(folder: Path, advice: str) -> dict[str, str]:
     sums = {}
     for number, line in enumerate((folder / SUMS).read_bytes().splitlines(), start=1):
         digest, _, name = line.decode("utf-8", errors="replace").partition("  ")
-        inside = PurePosixPath(name)  # nothing outside of the folder is opened, whatever was written here
-        if len(digest) != 64 or not name or inside.is_absolute() or ".." in inside.parts or "\0" in name:
+        if len(digest) != 64 or not name or not stays_inside(name):
             raise UserError(f"{folder / SUMS}, line {number}: expected a checksum and a file; {advice}")
         sums[name] = digest
     if not sums:
         raise UserError(f"{folder / SUMS}: expected checksums, found an empty file; {advice}")
     return sums
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a path that somebody else wrote down leads to a place below the folder it is meant for."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return not any(part == ".." or "\0" in part or ":" in part or part == "/" for part in parts)
 
 
 def sha256(path: Path) -> str:

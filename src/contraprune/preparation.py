@@ -162,10 +162,17 @@ class Sources:
             if self.contrast.kd_weight > 0:
                 knowledge.teacher_outputs = outputs
 
-    def snapshot(self, number: int, model: PreTrainedModel, reader: Reader) -> None:
-        """Adds the model as it is now to the snapshots; after a resume, reads back what was encoded then."""
+    def snapshot(self, number: int, model: PreTrainedModel, reader: Reader, *, now: bool) -> None:
+        """Adds the model as it is now to the snapshots; after a resume, reads back what was encoded then.
+
+        Args:
+            now: whether the model is what it was, or will have been, when the snapshot is taken.
+
+        Raises:
+            UserError: it is not, and what was encoded is lost.
+        """
         path = self.directory.banks / f"snapshot-{number:03d}"
-        rows, _ = self.builder.encode(model, reader, path, {"snapshot": number}, f"snapshot {number}")
+        rows, _ = self.builder.encode(model, reader, path, {"snapshot": number}, f"snapshot {number}", again=now)
         self.snapshots.files.append(rows)
 
 

@@ -77,7 +77,10 @@ class RunDirectory:
             self._clear()
         if self.config.is_file():
             self._compare(options, record, identity)
-            return "finished" if self.results.is_file() else "interrupted"
+            if not self.results.is_file():
+                return "interrupted"
+            self._tidy_up()
+            return "finished"
         self._refuse_foreign()
         content = {**options, RECORD: dict(record)}
         write_text(self.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
@@ -179,6 +182,9 @@ class RunDirectory:
         text = as_json(results)
         write_sums(self.path, {self.results.name: hashlib.sha256(text.encode()).hexdigest()})
         write_text(self.results, text)
+        self._tidy_up()
+
+    def _tidy_up(self) -> None:
         for folder in (self.checkpoints, self.banks, self.stages):
             shutil.rmtree(folder, ignore_errors=True)
         self.seconds.unlink(missing_ok=True)

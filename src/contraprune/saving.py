@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from contraprune.engine import accelerate, is_sparse, load_sparse
 from contraprune.errors import UserError
-from contraprune.files import check, replace_folder, temporary_name, write_text
+from contraprune.files import check, replace_folder, stays_inside, temporary_name, write_text
 from contraprune.masking import fold, masked_linears
 from contraprune.remote_code import CONFIG_ERRORS, KEY, declare_record, declare_shapes, pruned_class
 
@@ -191,6 +191,10 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(_no_model(model, error)) from error
+    templates = tokenizer.chat_template
+    for name in templates if isinstance(templates, dict) else ():  # which are files of a saved tokenizer
+        if not stays_inside(name) or "/" in name:
+            raise UserError(f"{model}: expected a plain name of a chat template, found {name!r:.80}")
     return tokenizer
 
 

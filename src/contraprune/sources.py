@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from contraprune.bank import RowFile, RowSpec
 from contraprune.config import ContrastConfig
 from contraprune.encoding import Reader, encode, features_of
+from contraprune.errors import UserError
 from contraprune.objectives import Objective
 from contraprune.pooling import Pooling
 from contraprune.tasks import Task
@@ -130,12 +131,17 @@ class SourceBuilder:
         description: str,
         *,
         outputs: int | None = None,
+        again: bool = True,
     ) -> tuple[RowFile, RowFile | None]:
         """Representations, and outputs if their width is given, read from ``path`` or computed to it.
 
+        Args:
+            again: whether ``model`` is still the one to compute them with, if they cannot be read.
+
         Raises:
-            UserError: the files at ``path`` are damaged.
+            UserError: the files at ``path`` are damaged, or missing where it is not.
         """
+        advice = "delete it to rebuild" if again else "the model that it is of is gone; use --overwrite to start again"
         rows = len(self.dataset)
         specs = {
             "representations": RowSpec(rows=rows, width=int(model.config.hidden_size), dtype=self.config.bank_dtype)
@@ -144,10 +150,12 @@ class SourceBuilder:
             specs["outputs"] = RowSpec(rows=rows, width=outputs, dtype="float32")
         with self.accelerator.main_process_first():  # the others find what the first process made
             files = {
-                name: RowFile.open(path / name, spec, in_memory=self.in_memory, provenance=provenance)
+                name: RowFile.open(path / name, spec, in_memory=self.in_memory, provenance=provenance, advice=advice)
                 for name, spec in specs.items()
             }
         if any(file is None for file in files.values()):
+            if not again:
+                raise UserError(f"{path}: {description} is missing; {advice}")
             files = self._compute(model, reader, path, specs, provenance, description)
         return files["representations"], files.get("outputs")  # type: ignore[return-value]
 

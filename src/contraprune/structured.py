@@ -121,9 +121,9 @@ class StageRunner:
     def run(self, stage: Stage) -> None:
         """Snapshot, importance, removal, retraining, evaluation; then the model as it is goes to disk."""
         folder = self.job.directory.stages / f"{stage.number:02d}"
-        if stage.number > 1:
-            self._snapshot(stage)
         record = folder / "stage.json"
+        if stage.number > 1:
+            self._snapshot(stage, now=not record.is_file())
         if record.is_file():
             self.records.append(json.loads(record.read_text(encoding="utf-8")))
             self._replace_model(folder / "model")
@@ -142,9 +142,10 @@ class StageRunner:
             write_json(record, self.records[-1])
             self._drop_earlier(stage)
 
-    def _snapshot(self, stage: Stage) -> None:
+    def _snapshot(self, stage: Stage, *, now: bool) -> None:
         if "snapshots" in self.prepared.contrast.sources:
-            self.prepared.sources.snapshot(stage.number - 1, self.prepared.model, self.prepared.reader)
+            prepared = self.prepared
+            prepared.sources.snapshot(stage.number - 1, prepared.model, prepared.reader, now=now)
 
     def remove_units(self, stage: Stage, trainer: ContrastTrainer, folder: Path) -> None:
         """Removes the least important units; which ones is written down, so that a resumed stage agrees."""
