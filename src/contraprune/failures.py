@@ -18,7 +18,8 @@ _CANNOT_GROW = (
     "No space left on device",
     "Disk quota exceeded",
     "File too large",
-    "PytorchStreamWriter failed writing",
+    "StreamWriter failed writing",
+    "iostream error",
 )
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 

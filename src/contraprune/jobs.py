@@ -5,7 +5,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers import (
 
 from contraprune.callbacks import Interruption, Laps, LogFile, Progress
 from contraprune.config import SHOWN_TRAINING_FIELDS, DataConfig, FinetuneArguments, RunConfig
+from contraprune.disk import announce, most_checkpoints
 from contraprune.encoding import readable
 from contraprune.errors import UserError
 from contraprune.failures import TRAINING, explained
@@ -150,6 +151,26 @@ class Job:
             split: task.encode(rows, tokenizer, max_length=self.max_length) for split, rows in task.evaluation.items()
         }
         self._collator = task.collator(tokenizer)
+
+    def announce_disk(
+        self, model: PreTrainedModel, *, checkpoint: int, copies: int = 1, more: Mapping[Path, Mapping[str, int]] = {}
+    ) -> None:
+        """Says how much disk the run will need at most.
+
+        Args:
+            checkpoint: bytes of one.
+            copies: saved models that are there at once.
+            more: what else goes where.
+        """
+        assert self._train is not None, "encode_for() comes first"
+        model_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        own = {
+            "checkpoints": checkpoint * most_checkpoints(self.arguments, len(self._train)),
+            "model": model_bytes * copies,
+        }
+        needs = {self.directory.path: own | dict(more.get(self.directory.path, {}))}
+        if self.main:
+            announce(needs | {place: parts for place, parts in more.items() if place != self.directory.path})
 
     def train(
         self,

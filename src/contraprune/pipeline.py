@@ -17,6 +17,7 @@ from contraprune.config import (
     suggestion,
 )
 from contraprune.criteria import CRITERIA
+from contraprune.disk import checkpoint_bytes
 from contraprune.errors import UserError
 from contraprune.failures import READING, explained
 from contraprune.jobs import Job
@@ -70,6 +71,7 @@ def _finetune(job: Job, run: RunConfig, arguments: FinetuneArguments) -> dict[st
     set_seed(arguments.seed)
     model, _ = load_for_finetuning(job.task.auto_class, run.model, **job.task.model_options())
     job.encode_for(model, tokenizer, run.model)
+    job.announce_disk(model, checkpoint=checkpoint_bytes(model))
     trainer = TaskTrainer(**job.trainer_options(model, tokenizer))
     job.lap("load")
     job.train(trainer)

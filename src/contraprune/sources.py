@@ -112,6 +112,10 @@ class SourceBuilder:
         reader.remove()
         return found
 
+    def outputs_bytes(self, model: PreTrainedModel) -> int:
+        """Bytes that the outputs of a model for the whole data set take."""
+        return RowSpec(rows=len(self.dataset), width=self._output_width(model), dtype="float32").nbytes
+
     def _output_width(self, model: PreTrainedModel) -> int:
         """Numbers that the task's outputs have for a row of the data set."""
         row = self.collator([self.dataset.remove_columns("length")[0]])
