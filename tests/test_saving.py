@@ -30,8 +30,6 @@ from contraprune.saving import (
     load_tokenizer,
     parameter_counts,
     save_model,
-    write_json,
-    write_text,
 )
 from contraprune.shrinking import shrink
 from contraprune.structure import find_layers
@@ -53,36 +51,6 @@ def teacher(tiny: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def model(tiny: Path) -> PreTrainedModel:
     return BertForSequenceClassification.from_pretrained(tiny / "teacher").eval()
-
-
-# ---- files ----
-
-
-def test_text_is_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "new folder" / "notes.txt"
-    write_text(path, "naïve\n")
-    assert path.read_bytes() == "naïve\n".encode()
-
-    def power_cut(descriptor: int) -> None:
-        assert path.read_text(encoding="utf-8") == "naïve\n"
-        raise OSError("power cut")
-
-    monkeypatch.setattr(os, "fsync", power_cut)
-    with pytest.raises(OSError, match="power cut"):
-        write_text(path, "x" * 10_000)
-    assert path.read_text(encoding="utf-8") == "naïve\n"
-    monkeypatch.undo()
-    write_text(path, "second")
-    assert path.read_text() == "second"
-    assert [file.name for file in path.parent.iterdir()] == ["notes.txt"]
-
-
-def test_json_is_readable_and_whole(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"b": [1, None], "a": "é"})
-    assert (tmp_path / "a.json").read_text(encoding="utf-8") == ('{\n  "b": [\n    1,\n    null\n  ],\n  "a": "é"\n}\n')
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "a.json", {"b": torch.tensor(1)})
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"b": [1, None], "a": "é"}
 
 
 # ---- saving ----

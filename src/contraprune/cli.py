@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from typing import Any, NoReturn
 
 from contraprune.errors import UserError
@@ -185,12 +186,25 @@ def _as_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
             raise UserError(f"--config {path}: {key}: no such option{suggestion(key, known)}")
         if isinstance(value, Mapping):
             raise UserError(f"--config {path}: {key}: expected a value, found a mapping")
-        values = value if isinstance(value, list) else [value]
+        values = [_as_text(item, f"--config {path}: {key}") for item in (value if isinstance(value, list) else [value])]
         if len(values) == 1:
             flags.append(f"--{key}={values[0]}")
         elif values:
-            flags += [f"--{key}", *map(str, values)]
+            flags += [f"--{key}", *values]
     return [*flags, f"--config={path}"]  # ends a flag of several values, before the positional that may follow
+
+
+def _as_text(value: Any, place: str) -> str:
+    """A value of YAML as a flag has it; nothing that would be another flag, or a structure."""
+    if not isinstance(value, str | int | float | date):
+        raise UserError(f"{place}: expected plain values, found {type(value).__name__}")
+    try:
+        text = str(value)
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{place}: {error}") from error
+    if isinstance(value, str) and text.startswith("--"):
+        raise UserError(f"{place}: expected values that do not start with --, found {text:.80}")
+    return text
 
 
 # ---- the commands ----

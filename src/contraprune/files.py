@@ -100,9 +100,12 @@ def check(folder: Path, advice: str) -> None:
         return
     for name, digest in _read_sums(folder, advice).items():
         path = folder / name
-        if not path.is_file():
+        try:
+            found = sha256(path) if path.is_file() else None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
+        if found is None:
             raise UserError(f"{path}: listed in {SUMS}, but missing; {advice}")
-        found = sha256(path)
         if found != digest:
             expected = f"expected the checksum {digest[:8]}… of {SUMS}, found {found[:8]}…"
             raise UserError(f"{path}: damaged or edited ({expected}); {advice}")

@@ -189,7 +189,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a local directory or a hub model, with the usual failures as one line."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # its parser in Rust knows no other class
         raise UserError(_no_model(model, error)) from error
     templates = tokenizer.chat_template
     for name in templates if isinstance(templates, dict) else ():  # which are files of a saved tokenizer
