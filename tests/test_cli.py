@@ -209,8 +209,14 @@ GOOD = [{"text": f"text {n}", "label": ["negative", "positive"][n % 2]} for n in
         ([], "train.jsonl: expected at least one row of data, found none"),
         ([*GOOD, {"label": "positive"}], "train.jsonl, line 9: expected a column 'text', found columns 'label'"),
         ([*GOOD, {"text": "text"}], "train.jsonl, line 9: expected a column 'label', found columns 'text'"),
-        ([*GOOD, {"text": "text", "label": "good"}], "3: 'good', 'negative', 'positive'"),
-        ([{"text": f"text {n}", "label": n % 2 - 1} for n in range(4)], "label -1"),
+        (
+            [*GOOD, {"text": "text", "label": "good"}],
+            "expected a model with the 3 labels 'good', 'negative', 'positive'",
+        ),
+        (
+            [{"text": f"text {n}", "label": n % 2 - 1} for n in range(4)],
+            "train.jsonl, line 1: column 'label': expected a label, found -1",
+        ),
         (
             [{"text": None, "label": "positive"}, *GOOD],
             "train.jsonl, line 1: expected text in column 'text', found null",

@@ -76,11 +76,17 @@ class RunDirectory:
         if overwrite:
             self._clear()
         if self.config.is_file():
-            self._compare(options, record, identity)
-            if not self.results.is_file():
-                return "interrupted"
-            self._tidy_up()
-            return "finished"
+            try:
+                self._compare(options, record, identity)
+            except UserError:
+                if self._begun():
+                    raise
+                self.seconds.unlink(missing_ok=True)
+            else:
+                if not self.results.is_file():
+                    return "interrupted"
+                self._tidy_up()
+                return "finished"
         self._refuse_foreign()
         content = {**options, RECORD: dict(record)}
         write_text(self.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
@@ -94,6 +100,12 @@ class RunDirectory:
             raise UserError(
                 f"--output_dir {self.path}: not empty, and not a run of contraprune; name another directory"
             )
+
+    def _begun(self) -> bool:
+        """Whether there is more than a run leaves behind whose settings were refused at its start."""
+        nothing = (_LOCK, self.config.name, self.seconds.name)
+        files = [path for path in self.path.rglob("*") if path.is_file()]
+        return any(path.name not in nothing and not self._is_left_over(path) for path in files)
 
     def _is_left_over(self, path: Path) -> bool:
         return path.suffix in _LEFT_OVER and path.stem in (*_OWN_FILES, *_OWN_FOLDERS)
