@@ -22,7 +22,7 @@ from contraprune.tasks import load_task
 
 SECONDS = 20  # of one example, on a machine that does other things too
 fuzz = settings(
-    max_examples=50,
+    max_examples=30,
     deadline=SECONDS * 1000,
     derandomize=True,
     database=None,

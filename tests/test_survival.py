@@ -110,38 +110,31 @@ def before_rename(end):
 
 STEP = "contraprune.trainer:TaskTrainer.training_step"
 MOMENTS = {
-    "finetune": [call(STEP, 3), call("torch:save", 2, "tear"), call("contraprune.jobs:save_model")],
+    "finetune": [call(STEP, 3), call("contraprune.jobs:save_model")],
     "movement": [
         before_rename("/config.yaml"),
         call("contraprune.bank:RowFile.write"),  # half a bank
         before_rename("outputs.rows"),
         call("contraprune.unstructured:fisher_saliency"),
         call(STEP, 3),
+        call("contraprune.trainer:save_file", then="tear"),  # masks and scores
         before_rename("/checkpoint-3"),
-        call("contraprune.trainer:save_file", 1, "tear"),  # masks and scores
         call("contraprune.bank:RowFile.seal"),  # a snapshot, in the second epoch
-        call("contraprune.files:seal", 2),
-        call("torch:save", 6, "tear"),
-        call(STEP, 2),
         before_rename("/run/model"),
         before_rename("/results.json"),
         call("contraprune.runs:shutil.rmtree"),  # finished, and not tidied up
     ],
     "taylor": [
-        call("contraprune.bank:RowFile.write"),
         before_rename("/kept.json"),
-        call("contraprune.structured:shrink"),
         call("contraprune.structured:shrink", after=True),
         call(STEP, 3),
-        call("torch:save", 2, "tear"),
+        call("torch:save", 2, "tear"),  # the optimiser's state
         call("contraprune.structured:save_model"),
-        before_rename("/01/model"),
         before_rename("/01/stage.json"),
         call("contraprune.structured:StageRunner._drop_earlier"),  # between stages
         call("contraprune.bank:RowFile.seal"),
         call("contraprune.structured:shrink", after=True),
         call(STEP, 2),
-        before_rename("/run/model"),
     ],
 }
 
@@ -191,26 +184,24 @@ def test_a_run_directory_is_one_process_at_a_time_s(server, commands, whole, tmp
     same_end(run, whole("finetune"))
 
 
-@pytest.mark.parametrize(
-    ("largest", "left"),
-    [
-        (2_500, set()),  # the first bank does not fit
-        (2_000_000, set()),  # nor the weights of the first checkpoint
-        (6_000_000, {"model.safetensors"}),  # nor its optimiser's state, which torch writes
-    ],
-)
-def test_a_full_disk_stops_with_one_line_and_what_was_saved_before(server, commands, whole, tmp_path, largest, left):
+def test_a_full_disk_stops_with_one_line_and_what_was_saved_before(server, commands, whole, tmp_path):
     run = tmp_path / "run"
-    assert server.run(command(commands, "movement", run), call("contraprune.sources:encode")).code == KILLED
-    if left:
-        assert server.run(command(commands, "movement", run), call(STEP, 3)).code == KILLED
-    end = server.run(command(commands, "movement", run), largest_file=largest)
-    assert (end.code, len(end.lines)) == (2, 1), end.error
-    assert f"{run}: the disk is full" in end.lines[0]
-    assert "Traceback" not in end.error
-    assert {path.name for path in (run / "checkpoints").glob("unfinished/*/model.safetensors")} == left
-    assert [path.name for path in (run / "checkpoints").glob("checkpoint-*")] == (["checkpoint-2"] if left else [])
-    end = server.run(command(commands, "movement", run))
+    arguments = command(commands, "movement", run)
+    assert server.run(arguments, call("contraprune.sources:encode")).code == KILLED
+
+    def full(largest):
+        end = server.run(arguments, largest_file=largest)
+        assert (end.code, len(end.lines)) == (2, 1), end.error
+        assert f"{run}: the disk is full" in end.lines[0]
+        assert "Traceback" not in end.error
+        return {path.name for path in (run / "checkpoints").glob("unfinished/*/*.safetensors")}
+
+    assert full(2_500) == set()  # the first bank does not fit
+    assert full(2_000_000) == set()  # nor the weights of the first checkpoint
+    assert server.run(arguments, call(STEP, 3)).code == KILLED
+    assert full(6_000_000) == {"model.safetensors"}  # nor its optimiser's state, which torch writes
+    assert [path.name for path in (run / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    end = server.run(arguments)
     assert end.code == 0, end.error
     same_end(run, whole("movement"))
 
@@ -244,6 +235,20 @@ def test_damaged_checkpoints_are_named_and_an_older_one_is_taken(server, command
         shutil.rmtree(checkpoint)
     assert server.run(keeping).code == 0
     same_end(run, whole("movement"))
+
+
+def test_a_lost_snapshot_is_not_made_from_another_model(server, commands, tmp_path):
+    run = tmp_path / "run"
+    arguments = command(commands, "movement", run)
+    assert server.run(arguments, call(STEP, 7)).code == KILLED  # in the second epoch
+    flip(run / "banks" / "snapshot-001" / "representations.rows")
+    end = server.run(arguments)
+    assert (end.code, len(end.lines)) == (2, 1), end.error
+    advice = "the model that it is of is gone; use --overwrite to start again"
+    assert end.lines[0].endswith(f"its checksum differs from the one it was sealed with; {advice}")
+    shutil.rmtree(run / "banks")
+    end = server.run(arguments)
+    assert end.lines == [f"contraprune: {run}/banks/snapshot-001: snapshot 1 is missing; {advice}"]
 
 
 @pytest.mark.parametrize(("name", "parts"), [("finetune", ""), ("movement", " (ce ")])

@@ -5,6 +5,7 @@ import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from contraprune.pruning_config import PruningConfig
 from contraprune.runs import Stopwatch
 from contraprune.schedules import Moment
 from contraprune.trainer import MaskedTrainer
+
+_BOOKING = 10.0  # seconds of training that a run which is killed may lose count of
 
 
 class GradualPruning(TrainerCallback):
@@ -136,13 +139,16 @@ class Laps(TrainerCallback):
 
     def __init__(self, stopwatches: Sequence[Stopwatch]) -> None:
         self.stopwatches = stopwatches
+        self._booked = time.monotonic()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        for stopwatch in self.stopwatches:
-            stopwatch.lap("train")
+        if time.monotonic() - self._booked > _BOOKING:
+            self.on_save(args, state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.on_log(args, state, control)
+        self._booked = time.monotonic()
+        for stopwatch in self.stopwatches:
+            stopwatch.lap("train")
 
 
 class Interruption(TrainerCallback):

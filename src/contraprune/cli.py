@@ -35,10 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"contraprune: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
-        how = "continues from there" if str(interruption) else "continues from what was saved last"
-        without = " without --overwrite" if "--overwrite" in arguments else ""
-        found = f" ({interruption})" if str(interruption) else ""
-        print(f"contraprune: interrupted{found}; the same command{without} {how}", file=sys.stderr)
+        print(f"contraprune: {_interrupted(arguments, str(interruption))}", file=sys.stderr)
         return 130
     except (OSError, RuntimeError, MemoryError) as error:
         from contraprune.failures import explain
@@ -48,6 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"contraprune: {' '.join(str(explained).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _interrupted(arguments: list[str], saved: str) -> str:
+    """What to say after Ctrl-C, given what was saved."""
+    if not arguments or arguments[0] not in ("demo", "finetune", "prune", "study"):
+        return "interrupted"
+    how = "continues from there" if saved else "continues from what was saved last"
+    without = " without --overwrite" if "--overwrite" in arguments else ""
+    return f"interrupted{f' ({saved})' if saved else ''}; the same command{without} {how}"
 
 
 def _command(arguments: list[str]) -> tuple[Callable[[list[str]], None], list[str]]:

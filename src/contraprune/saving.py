@@ -170,7 +170,7 @@ def _from_pretrained(model_class: Any, model: str, **options: Any) -> tuple[PreT
             **options,
         )
     except (OSError, SafetensorError, *CONFIG_ERRORS) as error:
-        raise UserError(_no_model(model, error)) from error
+        raise UserError(_only_a_pickle(model, error) or _no_model(model, error)) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     for name, found, expected in sorted(report["mismatched_keys"]):
@@ -196,6 +196,19 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
         if not stays_inside(name) or "/" in name:
             raise UserError(f"{model}: expected a plain name of a chat template, found {name!r:.80}")
     return tokenizer
+
+
+def _only_a_pickle(model: str, error: Exception) -> str | None:
+    """What to say of a model that has weights, but none that are read."""
+    directory = Path(model)
+    if "use_safetensors" not in str(error) and (
+        not directory.is_dir() or any(directory.glob("*.safetensors")) or not any(directory.glob("*.bin"))
+    ):
+        return None
+    return (
+        f"{model}: expected weights in safetensors, found a pickle, which can hold code and is not read; if you trust "
+        "it, load it with transformers and save_pretrained() it to another directory"
+    )
 
 
 def _no_model(model: str, error: Exception) -> str:
