@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 DEMO ?= runs/demo
 
-.PHONY: setup demo test sanitize lint clean
+.PHONY: setup demo test sanitize lint audit clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Known vulnerabilities of the installed packages; says so, and is no error, where the service cannot be reached.
+audit: $(STAMP)
+	.ci/audit $(VENV)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info

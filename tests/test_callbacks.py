@@ -1,11 +1,14 @@
 """What happens between steps: the density schedule and the log file."""
 
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
 
-from contraprune.callbacks import GradualPruning, LogFile, NoLastCheckpoint, Snapshots
+from contraprune.callbacks import GradualPruning, Interruption, LogFile, NoLastCheckpoint, Snapshots
+from contraprune.errors import Interrupted
 from contraprune.pruning_config import PruningConfig
 from reference import cubic
 
@@ -74,13 +77,14 @@ def test_restored_masks_are_not_made_anew():
 
 def test_snapshots_are_taken_at_the_start_of_every_epoch_after_the_first_and_reread_on_resume():
     taken = []
-    callback = Snapshots(taken.append)
+    callback = Snapshots(lambda *call: taken.append(call))
     for epoch in (0.0, 1.0, 2.0):
         callback.on_epoch_begin(None, state(0, epoch=epoch), None)
-    assert taken == [1, 2]
-    resumed = []
-    Snapshots(resumed.append).on_epoch_begin(None, state(0, epoch=2.4), None)
-    assert resumed == [1, 2]
+    assert taken == [(1, True), (2, True)]
+    for epoch, now in ((2.4, False), (2.0, True)):
+        resumed = []
+        Snapshots(lambda *call, calls=resumed: calls.append(call)).on_epoch_begin(None, state(0, epoch=epoch), None)
+        assert resumed == [(1, False), (2, now)]
 
 
 def test_a_resumed_run_drops_the_lines_after_its_checkpoint_and_keeps_other_stages(tmp_path):
@@ -97,3 +101,29 @@ def test_a_resumed_run_drops_the_lines_after_its_checkpoint_and_keeps_other_stag
     assert [(e["stage"], e["step"], e["loss"]) for e in entries] == [
         ("one", 1, 1), ("one", 2, 2), ("one", 3, 3), ("two", 1, 1), ("two", 2, 2), ("two", 3, 30),
     ]  # fmt: skip
+
+
+def test_half_a_line_of_a_process_that_was_killed_is_dropped(tmp_path):
+    file = tmp_path / "log.jsonl"
+    file.write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 2}\n[]\n{"step": 2, "eval_lo')
+    LogFile(file).on_train_begin(None, state(2), None)
+    assert file.read_text() == '{"step": 1, "loss": 1}\n{"step": 2, "loss": 2}\n'
+
+
+def test_ctrl_c_waits_for_the_end_of_the_step_and_its_checkpoint_a_second_one_does_not(capsys):
+    before = signal.getsignal(signal.SIGINT)
+    interruption = Interruption()
+    control = SimpleNamespace(should_save=False)
+    with interruption.listening():
+        interruption.on_step_end(None, state(1), control)
+        interruption.on_save(None, state(1), control)
+        assert not control.should_save
+        os.kill(os.getpid(), signal.SIGINT)
+        interruption.on_step_end(None, state(2), control)
+        assert control.should_save
+        with pytest.raises(Interrupted, match="state saved after step 2 of 100"):
+            interruption.on_save(None, state(2), control)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().err.count("Ctrl-C once more stops at once") == 1

@@ -1,14 +1,20 @@
 """The command line as a user meets it: exit codes, one-line errors, help, YAML."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from contraprune.cli import main
+from contraprune.disk import readable
 
 
 def command(name, options, *extra):
@@ -191,3 +197,125 @@ def test_a_teacher_with_other_labels_is_refused(tiny_options, tmp_path, capsys):
     line = error_of(command("prune", options), capsys)
     assert "cat" in line
     assert "negative" in line
+
+
+GOOD = [{"text": f"text {n}", "label": ["negative", "positive"][n % 2]} for n in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (None, "train.jsonl: no such file"),
+        ([], "train.jsonl: expected at least one row of data, found none"),
+        ([*GOOD, {"label": "positive"}], "train.jsonl, line 9: expected a column 'text', found columns 'label'"),
+        ([*GOOD, {"text": "text"}], "train.jsonl, line 9: expected a column 'label', found columns 'text'"),
+        (
+            [*GOOD, {"text": "text", "label": "good"}],
+            "expected a model with the 3 labels 'good', 'negative', 'positive'",
+        ),
+        (
+            [{"text": f"text {n}", "label": n % 2 - 1} for n in range(4)],
+            "train.jsonl, line 1: column 'label': expected a label, found -1",
+        ),
+        (
+            [{"text": None, "label": "positive"}, *GOOD],
+            "train.jsonl, line 1: expected text in column 'text', found null",
+        ),
+    ],
+)
+def test_bad_data_are_one_line_and_write_nothing(tiny_options, tmp_path, capsys, train, message):
+    for name, rows in (("train", train), ("validation", GOOD)):
+        if rows is not None:
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {key: value for key, value in tiny_options.items() if key != "task"}
+    options |= {f"{name}_file": tmp_path / f"{name}.jsonl" for name in ("train", "validation")}
+    assert message in error_of(command("prune", options), capsys)
+    run = Path(tiny_options["output_dir"])
+    assert not run.exists() or sorted(path.name for path in run.iterdir()) == ["config.yaml"]
+
+
+def test_models_that_do_not_fit_are_one_line(tiny_options, tiny, tmp_path, capsys):
+    tokenizer = json.loads((tiny / "teacher" / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["the"], vocabulary["film"] = vocabulary["film"], vocabulary["the"]
+    shutil.copytree(tiny / "teacher", tmp_path / "swapped")
+    (tmp_path / "swapped" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    line = error_of(command("prune", tiny_options | {"teacher": tmp_path / "swapped"}), capsys)
+    assert f"--teacher {tmp_path / 'swapped'}: its tokenizer differs from that of --model" in line
+    names = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    config = AutoConfig.for_model("roformer", vocab_size=len(vocabulary), **_TINY, **names)
+    foreign = AutoModelForSequenceClassification.from_config(config)
+    shutil.copytree(tiny / "teacher", tmp_path / "foreign", ignore=shutil.ignore_patterns("config.json", "model*"))
+    foreign.save_pretrained(tmp_path / "foreign")
+    paths = {"teacher": tmp_path / "foreign", "model": tmp_path / "foreign"}
+    assert "roformer" in error_of(command("prune", tiny_options | paths), capsys)
+    pickled = shutil.copytree(tiny / "teacher", tmp_path / "pickled", ignore=shutil.ignore_patterns("model*"))
+    torch.save({}, pickled / "pytorch_model.bin")
+    line = error_of(command("prune", tiny_options | {"teacher": pickled}), capsys)
+    assert f"{pickled}: expected weights in safetensors, found a pickle" in line
+
+
+_TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def test_a_directory_with_another_run_or_a_damaged_bank_is_left_as_it_is(tiny_options, tmp_path, capsys):
+    assert main(command("prune", tiny_options, "--num_train_epochs", "1")) == 0
+    run = Path(tiny_options["output_dir"])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    line = error_of(command("prune", tiny_options, "--num_train_epochs", "1", "--density", "0.5"), capsys)
+    assert "holds a run with other settings (density was 0.1, now 0.5); name another directory, or use --over" in line
+    config = (run / "config.yaml").read_bytes()
+    (run / "config.yaml").write_bytes(b"\xff" + config)
+    line = error_of(command("prune", tiny_options, "--num_train_epochs", "1"), capsys)
+    assert f"{run / 'config.yaml'}: not the settings of a run" in line
+    (run / "config.yaml").write_bytes(config)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    bank = next((tmp_path / "cache").rglob("representations.rows"))
+    content = bank.read_bytes()
+    again = command("prune", tiny_options | {"output_dir": tmp_path / "again"}, "--num_train_epochs", "1")
+    for damaged, message in (
+        (content[:-2], "expected"),
+        (bytes([content[0] ^ 4]) + content[1:], "its checksum differs"),
+    ):
+        bank.write_bytes(damaged)
+        line = error_of(again, capsys)
+        assert f"{bank}: {message}" in line
+    bank.unlink()  # as the message says
+    assert main(again) == 0
+    assert bank.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("place", "advice"),
+    [
+        ("contraprune.trainer.TaskTrainer.training_step", "lower --per_device_train_batch_size (and raise --grad"),
+        ("contraprune.sources.encode", "lower --per_device_eval_batch_size or --bank_memory_gb"),
+    ],
+)
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(10**15), lambda: np.empty(10**15)])
+def test_out_of_memory_says_what_to_lower(tiny_options, capsys, monkeypatch, place, advice, allocate):
+    monkeypatch.setattr(place, lambda *_, **__: allocate())
+    line = error_of(command("prune", tiny_options), capsys)
+    assert line.startswith("contraprune: out of memory (")
+    assert advice in line
+
+
+def test_a_checkpoint_to_resume_from_has_to_be_one(tiny_options, tiny, capsys):
+    line = error_of(command("prune", tiny_options, "--resume_from_checkpoint", str(tiny / "teacher")), capsys)
+    assert f"--resume_from_checkpoint {tiny / 'teacher'}: expected a whole checkpoint, found another folder" in line
+    line = error_of(command("prune", tiny_options, "--method=taylor", "--resume_from_checkpoint=x"), capsys)
+    assert "--resume_from_checkpoint x: not with --method taylor" in line
+
+
+def test_a_run_says_first_how_much_disk_it_needs(tiny_options, tmp_path, capsys):
+    run = tmp_path / "run"
+    teacher = sum(t.nbytes for t in load_file(Path(tiny_options["teacher"]) / "model.safetensors").values())
+    assert main(command("prune", tiny_options, "--num_train_epochs=2")) == 0
+    said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("disk: "))
+    scored = 2 * (4 * 32 * 32 + 2 * 32 * 64)  # weights in the matrices of both layers
+    checkpoint = teacher * 3 + scored * 13  # weights and Adam's two; a mask, a score and its two
+    expected = f"checkpoints {readable(2 * checkpoint)}, model {readable(teacher)}, snapshots {readable(64 * 32 * 2)}"
+    assert f" in {run} ({expected}), where " in said
+    cached = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.rows"))
+    assert f"up to {readable(cached)} in {tmp_path / 'cache'} (banks {readable(cached)})" in said
+    assert "NOT ENOUGH" not in said

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from contraprune.errors import UserError
+from contraprune.files import SUMS
 from contraprune.modeling_contraprune import resize
 from contraprune.remote_code import declare_shapes
 from contraprune.saving import load, load_for_finetuning, load_pretrained, load_tokenizer, save_model
@@ -31,6 +32,7 @@ from tiny_models import FAMILIES, Family, batch
 from without_contraprune import train
 
 CODE = "modeling_contraprune.py"
+UNSEALED = shutil.ignore_patterns(SUMS)  # for a copy that is edited
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
@@ -87,7 +89,7 @@ def test_loads_exactly_what_was_saved(family: Family, tmp_path: Path) -> None:
     expected, record, text = logits(model), shapes(model), str(model)
     original = built(family).config.to_dict()
     save_model(model, None, tmp_path / "model")
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors", CODE}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors", SUMS, CODE}
     config = config_of(tmp_path / "model")
     assert config["contraprune"] == {"format": 1, **record}
     assert config["model_type"] == original["model_type"]
@@ -121,7 +123,7 @@ def test_sizes_that_the_stock_config_can_say_need_no_code(family: Family, tmp_pa
     model = uniformly_slimmed(family, heads=False)
     expected = logits(model)
     save_model(model, None, tmp_path / "model")
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors", SUMS}
     config = config_of(tmp_path / "model")
     assert not {"contraprune", "auto_map"} & set(config)
     assert 11 in (config.get(name) for name in ("intermediate_size", "hidden_dim", "d_ff", "n_inner"))
@@ -206,7 +208,7 @@ def test_goes_back_to_a_plain_config_once_the_sizes_are_uniform(tmp_path: Path) 
     model = load(tmp_path / "model")
     shrink(model, find_layers(model), full, [torch.arange(n) < 9 for n in (12, 15, 9)])
     save_model(model, None, tmp_path / "model")
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [SUMS, "config.json", "model.safetensors"]
     assert not {"contraprune", "auto_map"} & set(config_of(tmp_path / "model"))
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     assert torch.equal(logits(stock), logits(model))
@@ -266,7 +268,7 @@ def test_copies_and_pickles_of_a_loaded_model(bert: Path) -> None:
 
 def test_plain_save_pretrained_of_a_loaded_model(bert: Path, tmp_path: Path) -> None:
     load(bert).save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in bert.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in bert.iterdir()} - {SUMS}
     for name in ("config.json", CODE):
         assert (tmp_path / name).read_bytes() == (bert / name).read_bytes()
     assert torch.equal(logits(load(tmp_path)), logits(load(bert)))
@@ -373,7 +375,7 @@ def _heads(**changes: Any) -> Callable[[dict], None]:
 def test_an_edited_record_is_the_users_to_fix(
     change: Callable[[dict], object], message: str, mpnet: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(mpnet, tmp_path / "model")
+    shutil.copytree(mpnet, tmp_path / "model", ignore=UNSEALED)
     config = config_of(mpnet)
     assert config["contraprune"]["layers"]["encoder.layer.0"]["heads"] == 2
     change(config["contraprune"])
@@ -400,7 +402,7 @@ def test_an_edited_record_is_the_users_to_fix(
     ],
 )
 def test_an_edited_config_is_the_users_to_fix(changes: dict[str, Any], mpnet: Path, tmp_path: Path) -> None:
-    shutil.copytree(mpnet, tmp_path / "model")
+    shutil.copytree(mpnet, tmp_path / "model", ignore=UNSEALED)
     (tmp_path / "model" / "config.json").write_text(json.dumps(config_of(mpnet) | changes))
     with pytest.raises(UserError) as caught:
         load(tmp_path / "model")
@@ -408,7 +410,7 @@ def test_an_edited_config_is_the_users_to_fix(changes: dict[str, Any], mpnet: Pa
 
 
 def test_code_in_a_directory_is_not_run_nor_handed_on(bert: Path, tmp_path: Path) -> None:
-    shutil.copytree(bert, tmp_path / "model")
+    shutil.copytree(bert, tmp_path / "model", ignore=UNSEALED)
     ran = tmp_path / "ran"
     evil = f"open({str(ran)!r}, 'w')\n" + (bert / CODE).read_text()
     for name in (CODE, "evil.py"):
@@ -433,7 +435,7 @@ def test_code_is_not_run_even_if_a_prompt_would_be_answered_with_yes(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("builtins.input", lambda prompt: "y")
-    shutil.copytree(bert, tmp_path / "model")
+    shutil.copytree(bert, tmp_path / "model", ignore=UNSEALED)
     ran = tmp_path / "ran"
     (tmp_path / "model" / "evil.py").write_text(f"open({str(ran)!r}, 'w')\n")
     config = config_of(bert)

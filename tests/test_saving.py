@@ -30,8 +30,6 @@ from contraprune.saving import (
     load_tokenizer,
     parameter_counts,
     save_model,
-    write_json,
-    write_text,
 )
 from contraprune.shrinking import shrink
 from contraprune.structure import find_layers
@@ -55,36 +53,6 @@ def model(tiny: Path) -> PreTrainedModel:
     return BertForSequenceClassification.from_pretrained(tiny / "teacher").eval()
 
 
-# ---- files ----
-
-
-def test_text_is_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "new folder" / "notes.txt"
-    write_text(path, "naïve\n")
-    assert path.read_bytes() == "naïve\n".encode()
-
-    def power_cut(descriptor: int) -> None:
-        assert path.read_text(encoding="utf-8") == "naïve\n"
-        raise OSError("power cut")
-
-    monkeypatch.setattr(os, "fsync", power_cut)
-    with pytest.raises(OSError, match="power cut"):
-        write_text(path, "x" * 10_000)
-    assert path.read_text(encoding="utf-8") == "naïve\n"
-    monkeypatch.undo()
-    write_text(path, "second")
-    assert path.read_text() == "second"
-    assert [file.name for file in path.parent.iterdir()] == ["notes.txt"]
-
-
-def test_json_is_readable_and_whole(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"b": [1, None], "a": "é"})
-    assert (tmp_path / "a.json").read_text(encoding="utf-8") == ('{\n  "b": [\n    1,\n    null\n  ],\n  "a": "é"\n}\n')
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "a.json", {"b": torch.tensor(1)})
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"b": [1, None], "a": "é"}
-
-
 # ---- saving ----
 
 
@@ -95,7 +63,11 @@ def test_masks_are_folded_into_stock_weights(model: PreTrainedModel, tmp_path: P
         masked.set_mask(torch.rand(masked.weight.shape, generator=torch.Generator().manual_seed(index)) < 0.3)
     expected = logits(model)
     save_model(model, None, tmp_path / "model")
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "SHA256SUMS",
+        "config.json",
+        "model.safetensors",
+    ]
     assert set(load_file(tmp_path / "model" / "model.safetensors")) == names
     assert not masked_linears(model)
     for other in (
@@ -124,7 +96,7 @@ def test_a_directory_is_the_old_or_the_new(
     assert {path.name: path.read_bytes() for path in teacher.iterdir()} == before
     monkeypatch.undo()
     save_model(model, None, teacher)
-    assert sorted(path.name for path in teacher.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in teacher.iterdir()) == ["SHA256SUMS", "config.json", "model.safetensors"]
     assert sorted(path.name for path in teacher.parent.iterdir()) == ["teacher"]
     assert torch.equal(logits(load(teacher)), logits(model))
 
@@ -152,6 +124,7 @@ def test_a_shrunk_model_in_a_fresh_process(model: PreTrainedModel, tmp_path: Pat
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     again = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    (tmp_path / "run" / "model" / "SHA256SUMS").unlink()
     assert again == {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()}
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(model), rtol=1e-6, atol=1e-6)
     assert not list((tmp_path / "home").rglob("modeling_contraprune*"))  # where transformers puts code that it runs

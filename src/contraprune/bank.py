@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contraprune.errors import UserError
-from contraprune.saving import write_json
+from contraprune.files import write_bytes, write_json
 
 FORMAT = 1
 DType = Literal["float16", "float32"]
@@ -60,12 +60,25 @@ class RowFile:
         shape = (spec.rows, spec.width)
         if in_memory:
             return cls(path, spec, np.empty(shape, dtype=spec.dtype), sealed=False)
-        mapped = np.memmap(path.with_suffix(".rows"), dtype=spec.dtype, mode="w+", shape=shape)
+        rows_file = path.with_suffix(".rows")
+        _allocate(rows_file, spec.nbytes)
+        mapped = np.memmap(rows_file, dtype=spec.dtype, mode="r+", shape=shape)
         return cls(path, spec, mapped, sealed=False)
 
     @classmethod
-    def open(cls, path: Path, spec: RowSpec, *, in_memory: bool, provenance: dict[str, Any]) -> "RowFile | None":
+    def open(
+        cls,
+        path: Path,
+        spec: RowSpec,
+        *,
+        in_memory: bool,
+        provenance: dict[str, Any],
+        advice: str = "delete it to rebuild",
+    ) -> "RowFile | None":
         """The sealed file at ``path``, or None where none was sealed with this spec and provenance.
+
+        Args:
+            advice: what to do about a damaged one, as the message ends.
 
         Raises:
             UserError: the file was sealed, but its size or checksum is not what was sealed.
@@ -76,20 +89,22 @@ class RowFile:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise UserError(f"{record_file}: not a record of a bank ({error}); delete it to rebuild") from error
+            raise UserError(f"{record_file}: not a record of a bank ({error}); {advice}") from error
+        if not isinstance(record, dict) or not rows_file.is_file():
+            return None
         if record.get("provenance") != provenance or record.get("spec") != _as_json(spec):
             return None
-        if not rows_file.is_file() or rows_file.stat().st_size != spec.nbytes:
-            found = f"{rows_file.stat().st_size} bytes" if rows_file.is_file() else "no file"
-            raise UserError(f"{rows_file}: expected {spec.nbytes} bytes, found {found}; delete it to rebuild")
+        found = rows_file.stat().st_size
+        if found != spec.nbytes:
+            raise UserError(f"{rows_file}: expected {spec.nbytes} bytes, found {found} bytes; {advice}")
         array: np.ndarray
         shape = (spec.rows, spec.width)
         if in_memory:
             array = np.fromfile(rows_file, dtype=spec.dtype).reshape(shape)
         else:
             array = np.memmap(rows_file, dtype=spec.dtype, mode="r", shape=shape)
-        if _checksum(array) != record["sha256"]:
-            raise UserError(f"{rows_file}: its checksum differs from the one it was sealed with; delete it to rebuild")
+        if _checksum(array) != record.get("sha256"):
+            raise UserError(f"{rows_file}: its checksum differs from the one it was sealed with; {advice}")
         return cls(path, spec, array, sealed=True)
 
     @property
@@ -116,12 +131,7 @@ class RowFile:
         if isinstance(self._array, np.memmap):
             self._array.flush()
         else:
-            temporary = self.path.with_suffix(".rows.tmp")
-            with temporary.open("wb") as file:
-                self._array.tofile(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(rows_file)
+            write_bytes(rows_file, self._array.data.cast("B"))
         record = {"format": FORMAT, "spec": _as_json(self.spec), "provenance": provenance}
         write_json(self.path.with_suffix(".json"), record | {"sha256": _checksum(self._array)})
         self._written = None
@@ -168,6 +178,15 @@ class Bank:
 
 def _as_json(spec: RowSpec) -> dict[str, Any]:
     return {"rows": spec.rows, "width": spec.width, "dtype": spec.dtype}
+
+
+def _allocate(path: Path, size: int) -> None:
+    """A file of ``size`` bytes that are there: a mapped file that has none yet dies of SIGBUS on a full disk."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
 
 
 def _chunks(array: np.ndarray, size: int = 1 << 16) -> list[np.ndarray]:

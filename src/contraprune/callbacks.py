@@ -2,15 +2,25 @@
 
 import json
 import math
-from collections.abc import Callable
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from contraprune.errors import Interrupted
+from contraprune.files import write_text
 from contraprune.pruning_config import PruningConfig
+from contraprune.runs import Stopwatch
 from contraprune.schedules import Moment
 from contraprune.trainer import MaskedTrainer
+
+_BOOKING = 10.0  # seconds of training that a run which is killed may lose count of
 
 
 class GradualPruning(TrainerCallback):
@@ -60,17 +70,18 @@ class GradualPruning(TrainerCallback):
         try:
             self.trainer.criterion.update_masks(self.moment(state.global_step, state.max_steps))
         except ValueError as error:  # scores that are NaN: the step before went wrong
-            raise self.trainer.divergence(self.trainer.mean_parts()) from error
+            raise self.trainer.divergence(state.global_step, str(error)) from error
 
 
 class Snapshots(TrainerCallback):
     """Takes a snapshot of the model being pruned at the start of every epoch after the first (SnC).
 
     Args:
-        take: called with the epoch (1, 2, ...); encodes the training set with the masks of that moment.
+        take: called with the epoch (1, 2, ...), and whether it starts at this moment: encodes the training set with
+            the masks of then, or after a resume reads back what was encoded.
     """
 
-    def __init__(self, take: Callable[[int], None]) -> None:
+    def __init__(self, take: Callable[[int, bool], None]) -> None:
         self.take = take
         self.next_epoch = 1
 
@@ -79,7 +90,7 @@ class Snapshots(TrainerCallback):
     ) -> None:
         epoch = int(state.epoch or 0)
         while self.next_epoch <= epoch:  # after a resume, the earlier ones are read back
-            self.take(self.next_epoch)
+            self.take(self.next_epoch, self.next_epoch == state.epoch)
             self.next_epoch += 1
 
 
@@ -109,14 +120,16 @@ class LogFile(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if self._is_before(json.loads(line), state.global_step)]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.is_file() else []
+        write_text(self.path, "".join(line + "\n" for line in lines if self._stays(line, state.global_step)))
 
-    def _is_before(self, entry: dict[str, Any], step: int) -> bool:
-        mine = {key: entry[key] for key in ("stage",) if key in entry} == self.mark
-        return not mine or 0 < entry["step"] <= step
+    def _stays(self, line: str, step: int) -> bool:
+        try:
+            entry = json.loads(line)
+            mine = {key: entry[key] for key in ("stage",) if key in entry} == self.mark
+            return not mine or 0 < entry["step"] <= step
+        except (ValueError, LookupError, TypeError):  # a process that was killed left half a line
+            return False
 
     def on_log(
         self,
@@ -129,6 +142,55 @@ class LogFile(TrainerCallback):
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**self.mark, "step": state.global_step, **(logs or {})}) + "\n")
+
+
+class Laps(TrainerCallback):
+    """Books the seconds of training as they pass, so that those of a run that is killed count too."""
+
+    def __init__(self, stopwatches: Sequence[Stopwatch]) -> None:
+        self.stopwatches = stopwatches
+        self._booked = time.monotonic()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if time.monotonic() - self._booked > _BOOKING:
+            self.on_save(args, state, control)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._booked = time.monotonic()
+        for stopwatch in self.stopwatches:
+            stopwatch.lap("train")
+
+
+class Interruption(TrainerCallback):
+    """Ctrl-C ends a training after the step it is in, with a checkpoint; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes Ctrl-C over while a training runs in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        earlier = signal.signal(signal.SIGINT, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, earlier)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        print("\nstopping after this step; Ctrl-C once more stops at once", file=sys.stderr, flush=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_save |= self._asked
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._asked:
+            raise Interrupted(f"state saved after step {state.global_step} of {state.max_steps}")
 
 
 class Progress(ProgressCallback):

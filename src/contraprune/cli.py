@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from typing import Any, NoReturn
 
 from contraprune.errors import UserError
@@ -33,10 +34,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"contraprune: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("contraprune: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"contraprune: {_interrupted(arguments, str(interruption))}", file=sys.stderr)
         return 130
+    except (OSError, RuntimeError, MemoryError) as error:
+        from contraprune.failures import explain
+
+        if (explained := explain(error, "output", "lower --batch_size or --max_length")) is None:
+            raise
+        print(f"contraprune: {' '.join(str(explained).split())}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _interrupted(arguments: list[str], saved: str) -> str:
+    """What to say after Ctrl-C, given what was saved."""
+    if not arguments or arguments[0] not in ("demo", "finetune", "prune", "study"):
+        return "interrupted"
+    how = "continues from there" if saved else "continues from what was saved last"
+    without = " without --overwrite" if "--overwrite" in arguments else ""
+    return f"interrupted{f' ({saved})' if saved else ''}; the same command{without} {how}"
 
 
 def _command(arguments: list[str]) -> tuple[Callable[[list[str]], None], list[str]]:
@@ -175,12 +192,25 @@ def _as_flags(path: str, parser: argparse.ArgumentParser) -> list[str]:
             raise UserError(f"--config {path}: {key}: no such option{suggestion(key, known)}")
         if isinstance(value, Mapping):
             raise UserError(f"--config {path}: {key}: expected a value, found a mapping")
-        values = value if isinstance(value, list) else [value]
+        values = [_as_text(item, f"--config {path}: {key}") for item in (value if isinstance(value, list) else [value])]
         if len(values) == 1:
             flags.append(f"--{key}={values[0]}")
         elif values:
-            flags += [f"--{key}", *map(str, values)]
+            flags += [f"--{key}", *values]
     return [*flags, f"--config={path}"]  # ends a flag of several values, before the positional that may follow
+
+
+def _as_text(value: Any, place: str) -> str:
+    """A value of YAML as a flag has it; nothing that would be another flag, or a structure."""
+    if not isinstance(value, str | int | float | date):
+        raise UserError(f"{place}: expected plain values, found {type(value).__name__}")
+    try:
+        text = str(value)
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{place}: {error}") from error
+    if isinstance(value, str) and text.startswith("--"):
+        raise UserError(f"{place}: expected values that do not start with --, found {text:.80}")
+    return text
 
 
 # ---- the commands ----

@@ -9,6 +9,7 @@ where a classifier or a sparse model needs it. The settings of pruning itself ar
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -316,8 +317,9 @@ class FinetuneArguments(TrainingArguments):
             self.use_cpu = True  # which transformers would ask the user to say
         try:
             super().__post_init__()
-        except (ValueError, ImportError) as error:
-            raise UserError(f"training settings: {' '.join(str(error).split())}") from error
+        except Exception as error:  # of all classes: it opens files, parses JSON and looks for packages
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"training settings: {reason}") from error
 
 
 @dataclass
@@ -335,6 +337,7 @@ class PruneArguments(FinetuneArguments):
 # Fields of TrainingArguments that cannot mean here what they say, and why.
 _REFUSED: dict[str, str] = {
     "load_best_model_at_end": "the best checkpoint of a pruning run is a denser one; leave it off",
+    "save_only_model": "a run that is interrupted continues from its checkpoints; leave it off",
     "push_to_hub": "upload OUTPUT_DIR/model when the run is over (hf upload)",
     "deepspeed": "sharded weights cannot be ranked; use plain data parallelism",
     "fsdp": "sharded weights cannot be ranked; use plain data parallelism",
@@ -356,7 +359,10 @@ def _check_training(arguments: TrainingArguments) -> None:
             raise UserError(f"--{name} {value}: not supported: {reason}")
     for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"):
         value = getattr(arguments, name)
-        _require(value is None or value > 0, name, "a positive number", value)
+        _require(value is None or 0 < value < math.inf, name, "a positive number", value)
+    for name in ("seed", "data_seed"):
+        value = getattr(arguments, name)
+        _require(value is None or 0 <= value < 2**32, name, "a number from 0 to 4294967295", value)
 
 
 def build(classes: Sequence[type[T]], options: Mapping[str, Any]) -> tuple[T, ...]:
@@ -395,8 +401,9 @@ def read_yaml(path: str) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path}: not YAML ({' '.join(str(error).split())})") from error
+    except Exception as error:  # of all classes: what PyYAML makes of broken dates, numbers and nesting
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"--config {path}: not YAML ({reason:.300})") from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

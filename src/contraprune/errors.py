@@ -1,4 +1,4 @@
-"""The one exception that is the user's to fix."""
+"""What ends a run early: the exceptions that are the user's to fix, or to cause."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message is one line that names the file or flag, what was expected and what was found. The command
     line prints it alone and exits with code 2; from Python it is an ordinary ``ValueError``.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after the state of the run was saved; the message says where it stands."""

@@ -5,8 +5,8 @@ import dataclasses
 import datetime
 import importlib.metadata
 import platform
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from contraprune.callbacks import LogFile, Progress
+from contraprune.callbacks import Interruption, Laps, LogFile, Progress
 from contraprune.config import SHOWN_TRAINING_FIELDS, DataConfig, FinetuneArguments, RunConfig
+from contraprune.disk import announce, most_checkpoints
 from contraprune.encoding import readable
 from contraprune.errors import UserError
+from contraprune.failures import TRAINING, explained
+from contraprune.files import check, sealed
 from contraprune.prediction import Evaluation, evaluate
-from contraprune.runs import RunDirectory
+from contraprune.runs import RunDirectory, Stopwatch
 from contraprune.saving import load_pretrained, save_model
 from contraprune.tasks import Task
 from contraprune.trainer import TaskTrainer
@@ -54,8 +57,7 @@ class Job:
     arguments: TrainingArguments
     directory: RunDirectory
     finished: bool
-    seconds: dict[str, float] = field(default_factory=dict)
-    _started: float = field(default_factory=time.perf_counter)
+    stopwatch: Stopwatch
     _train: datasets.Dataset | None = None
     _evaluation: dict[str, datasets.Dataset] = field(default_factory=dict)
     _collator: Any = None
@@ -87,13 +89,21 @@ class Job:
             identity = frozenset(resolved) - NOT_IDENTITY
             status = [directory.claim(resolved, record, identity=identity, overwrite=run.overwrite)]
         broadcast_object_list(status)
+        main = arguments.process_index == 0
         return cls(
             task=task,
             max_length=data.max_length,
             arguments=arguments,
             directory=directory,
             finished=status[0] == "finished",
+            stopwatch=Stopwatch(directory.seconds, write=main and status[0] != "finished"),
         )
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.directory.release()
 
     @property
     def main(self) -> bool:
@@ -105,10 +115,8 @@ class Job:
         return self.main and not self.arguments.disable_tqdm
 
     def lap(self, name: str) -> None:
-        """Books the seconds since the last lap under ``name``."""
-        now = time.perf_counter()
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._started, 2)
-        self._started = now
+        """Books the seconds since the last lap under ``name``, to those of earlier starts."""
+        self.stopwatch.lap(name)
 
     def trainer_options(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, stage: str = ""
@@ -144,16 +152,59 @@ class Job:
         }
         self._collator = task.collator(tokenizer)
 
-    def train(self, trainer: TaskTrainer, *, density: Callable[[], float] | None = None, stage: str = "") -> None:
-        """Trains to the end, from the last checkpoint of this directory (and stage) if there is one."""
+    def announce_disk(
+        self, model: PreTrainedModel, *, checkpoint: int, copies: int = 1, more: Mapping[Path, Mapping[str, int]] = {}
+    ) -> None:
+        """Says how much disk the run will need at most.
+
+        Args:
+            checkpoint: bytes of one.
+            copies: saved models that are there at once.
+            more: what else goes where.
+        """
+        assert self._train is not None, "encode_for() comes first"
+        model_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        own = {
+            "checkpoints": checkpoint * most_checkpoints(self.arguments, len(self._train)),
+            "model": model_bytes * copies,
+        }
+        needs = {self.directory.path: own | dict(more.get(self.directory.path, {}))}
+        if self.main:
+            announce(needs | {place: parts for place, parts in more.items() if place != self.directory.path})
+
+    def train(
+        self,
+        trainer: TaskTrainer,
+        *,
+        density: Callable[[], float] | None = None,
+        stage: str = "",
+        stopwatches: Sequence[Stopwatch] = (),
+    ) -> None:
+        """Trains to the end, from the last checkpoint of this directory (and stage) if there is one.
+
+        Args:
+            stopwatches: book the seconds of training too.
+
+        Raises:
+            UserError: it diverged, memory or the disk ran out, or the checkpoint is damaged.
+        """
         trainer.pop_callback(ProgressCallback)
         trainer.pop_callback(PrinterCallback)
         if self.progress:
             trainer.add_callback(Progress(density))
         trainer.add_callback(LogFile(self.directory.log, stage))
-        checkpoint = self.arguments.resume_from_checkpoint or self.directory.last_checkpoint(stage)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        self.lap("train")
+        watches = (self.stopwatch, *stopwatches)
+        trainer.add_callback(Laps(watches))
+        checkpoint = _checked(self.arguments.resume_from_checkpoint) or self.directory.last_checkpoint(stage)
+        interruption = Interruption()
+        with explained(self.directory.path, TRAINING), ExitStack() as stack:
+            if self.arguments.world_size == 1:  # several would have to agree on the step
+                trainer.add_callback(interruption)
+                stack.enter_context(interruption.listening())
+            trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.refuse_divergence()
+        for stopwatch in watches:
+            stopwatch.lap("train")
 
     def evaluate(self, model: PreTrainedModel) -> Evaluation:
         return evaluate(
@@ -177,11 +228,22 @@ class Job:
 
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
         """Writes results.json, which marks the run finished, and removes what only a running run needs."""
-        self.seconds["total"] = round(sum(self.seconds.values()), 2)
-        results = {"task": self.task.name, **results, "seconds": self.seconds, "seed": self.arguments.seed}
+        seconds = {name: round(value, 2) for name, value in self.stopwatch.seconds.items()}
+        seconds["total"] = round(sum(seconds.values()), 2)
+        results = {"task": self.task.name, **results, "seconds": seconds, "seed": self.arguments.seed}
         if self.main:
             self.directory.finish(results)
         return results
+
+
+def _checked(checkpoint: str | None) -> str | None:
+    """``--resume_from_checkpoint``, if it is what a run wrote."""
+    if checkpoint is not None:
+        if not sealed(Path(checkpoint)):
+            found = "another folder" if Path(checkpoint).is_dir() else "none"
+            raise UserError(f"--resume_from_checkpoint {checkpoint}: expected a whole checkpoint, found {found}")
+        check(Path(checkpoint), "choose another checkpoint")
+    return checkpoint
 
 
 def resolved_options(settings: Iterable[Any], arguments: TrainingArguments) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from contraprune.config import (
     suggestion,
 )
 from contraprune.criteria import CRITERIA
+from contraprune.disk import checkpoint_bytes
 from contraprune.errors import UserError
+from contraprune.failures import READING, explained
 from contraprune.jobs import Job
 from contraprune.pruning_config import PruningConfig
 from contraprune.saving import load_for_finetuning, load_tokenizer, parameter_counts
@@ -58,14 +60,18 @@ def prune(**options: Any) -> dict[str, Any]:
 
 def run_finetune(run: RunConfig, data: DataConfig, arguments: FinetuneArguments) -> dict[str, Any]:
     """:func:`finetune` with settings that were checked."""
-    task = load_task(**data.source(), seed=arguments.seed)
-    job = Job.start("finetune", task, run, (data.for_task(task),), arguments)
-    if job.finished:
-        return job.directory.read_results()
+    with explained(str(arguments.output_dir), READING):
+        task = load_task(**data.source(), seed=arguments.seed)
+        with Job.start("finetune", task, run, (data.for_task(task),), arguments) as job:
+            return job.directory.read_results() if job.finished else _finetune(job, run, arguments)
+
+
+def _finetune(job: Job, run: RunConfig, arguments: FinetuneArguments) -> dict[str, Any]:
     tokenizer = load_tokenizer(run.model)
     set_seed(arguments.seed)
     model, _ = load_for_finetuning(job.task.auto_class, run.model, **job.task.model_options())
     job.encode_for(model, tokenizer, run.model)
+    job.announce_disk(model, checkpoint=checkpoint_bytes(model))
     trainer = TaskTrainer(**job.trainer_options(model, tokenizer))
     job.lap("load")
     job.train(trainer)
@@ -93,14 +99,18 @@ def run_prune(
         arguments.learning_rate = 5e-5 if whole_units else 2e-4
     if pruning.dropout is None and whole_units:  # representations are compared with those in banks, made without
         pruning = dataclasses.replace(pruning, dropout=0.0)
-    task = load_task(**data.source(), seed=arguments.seed)
-    contrast = contrast.for_task(task)
-    job = Job.start("prune", task, run, (data.for_task(task), pruning, structured, contrast), arguments)
-    if job.finished:
-        return job.directory.read_results()
-    if whole_units:
-        return prune_units(job, run, pruning, structured, contrast)
-    return prune_weights(job, run, pruning, contrast)
+    if whole_units and arguments.resume_from_checkpoint is not None:
+        found = f"--resume_from_checkpoint {arguments.resume_from_checkpoint}"
+        raise UserError(f"{found}: not with --method taylor, whose stages have checkpoints of their own; leave it off")
+    with explained(str(arguments.output_dir), READING):
+        task = load_task(**data.source(), seed=arguments.seed)
+        contrast = contrast.for_task(task)
+        with Job.start("prune", task, run, (data.for_task(task), pruning, structured, contrast), arguments) as job:
+            if job.finished:
+                return job.directory.read_results()
+            if whole_units:
+                return prune_units(job, run, pruning, structured, contrast)
+            return prune_weights(job, run, pruning, contrast)
 
 
 def _check_method(pruning: PruningConfig) -> None:

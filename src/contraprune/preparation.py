@@ -13,6 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from contraprune.bank import Bank
 from contraprune.config import ContrastConfig, PruneRunConfig
+from contraprune.criteria import CRITERIA
+from contraprune.disk import checkpoint_bytes
 from contraprune.dropout import set_dropout
 from contraprune.encoding import Reader
 from contraprune.errors import UserError
@@ -22,6 +24,7 @@ from contraprune.prediction import Evaluation
 from contraprune.pruning_config import PruningConfig
 from contraprune.saving import load_for_finetuning, load_pretrained, load_tokenizer, of_pooler
 from contraprune.sources import SourceBuilder, cache_directory, model_fingerprint
+from contraprune.structure import find_layers
 from contraprune.tasks import Task
 from contraprune.trainer import ContrastTrainer, Knowledge
 
@@ -100,10 +103,11 @@ def prepare(
     knowledge = Knowledge(banks={}, teacher_outputs=None, classes=None)
     options = job.trainer_options(model, tokenizer)
     trainer = ContrastTrainer(**options, contrast=contrast, knowledge=knowledge, reader=reader)
+    sources = Sources(trainer, job, contrast, run, snapshots=snapshots)
+    _announce_disk(job, pruning, model, teacher, sources)
     job.lap("load")
     teacher_metrics = job.evaluate(teacher).metrics
     job.lap("teacher")
-    sources = Sources(trainer, job, contrast, run, snapshots=snapshots)
     sources.fill(knowledge, teacher, pretrained)
     job.lap("encode")
     return Prepared(
@@ -141,19 +145,28 @@ class Sources:
         wanted = set(contrast.sources)
         representations = len(wanted - {"snapshots"}) + (snapshots if "snapshots" in wanted else 0)
         width = trainer.model.config.hidden_size * np.dtype(contrast.bank_dtype).itemsize
+        self.rows_bytes = len(dataset) * width
+        self.snapshot_bytes = self.rows_bytes * snapshots if "snapshots" in wanted else 0
         self.builder = SourceBuilder(
             task=trainer.task,
             dataset=dataset,
             config=contrast,
             pooling=trainer.reader.pooling,
             use_pooler=trainer.reader.use_pooler,
-            in_memory=len(dataset) * width * representations <= contrast.bank_memory_gb * 1e9,
+            in_memory=self.rows_bytes * representations <= contrast.bank_memory_gb * 1e9,
             collator=trainer.data_collator,
             batch_size=job.arguments.per_device_eval_batch_size,
             accelerator=trainer.accelerator,
             progress=job.progress,
         )
         self.snapshots = Bank(self.classes)
+
+    def cache_bytes(self, teacher: PreTrainedModel) -> int:
+        """What :meth:`fill` leaves in the cache."""
+        sources, of_teacher = self.contrast.sources, 0
+        if "finetuned" in sources or self.contrast.kd_weight > 0:
+            of_teacher = self.rows_bytes + self.builder.outputs_bytes(teacher)
+        return of_teacher + self.rows_bytes * ("pretrained" in sources)
 
     def fill(self, knowledge: Knowledge, teacher: PreTrainedModel, pretrained: PreTrainedModel) -> None:
         """Encodes the training set with the fixed models that the losses need; snapshots come while training."""
@@ -172,11 +185,39 @@ class Sources:
             if self.contrast.kd_weight > 0:
                 knowledge.teacher_outputs = outputs
 
-    def snapshot(self, number: int, model: PreTrainedModel, reader: Reader) -> None:
-        """Adds the model as it is now to the snapshots; after a resume, reads back what was encoded then."""
+    def snapshot(self, number: int, model: PreTrainedModel, reader: Reader, *, now: bool) -> None:
+        """Adds the model as it is now to the snapshots; after a resume, reads back what was encoded then.
+
+        Args:
+            now: whether the model is what it was, or will have been, when the snapshot is taken.
+
+        Raises:
+            UserError: it is not, and what was encoded is lost.
+        """
         path = self.directory.banks / f"snapshot-{number:03d}"
-        rows, _ = self.builder.encode(model, reader, path, {"snapshot": number}, f"snapshot {number}")
+        rows, _ = self.builder.encode(model, reader, path, {"snapshot": number}, f"snapshot {number}", again=now)
         self.snapshots.files.append(rows)
+
+
+def _announce_disk(
+    job: Job, pruning: PruningConfig, model: PreTrainedModel, teacher: PreTrainedModel, sources: Sources
+) -> None:
+    criterion = CRITERIA.get(pruning.method)
+    scored = 0
+    if criterion is not None:
+        linears = [linear for layer in find_layers(model) for linear in layer.linears.values()]
+        scored = sum(matrix.numel() for linear in linears for matrix in linear.parameters() if matrix.dim() == 2)
+    job.announce_disk(
+        model,
+        checkpoint=checkpoint_bytes(
+            model, scored_weights=scored, learned_scores=criterion is not None and criterion.learns_scores
+        ),
+        copies=1 if criterion is not None else 3,  # the last stage's, this one's, and the result
+        more={
+            job.directory.path: {"snapshots": sources.snapshot_bytes},
+            sources.cache: {"banks": sources.cache_bytes(teacher)},
+        },
+    )
 
 
 def _classes(task: Task, dataset: datasets.Dataset, contrast: ContrastConfig) -> torch.Tensor | None:

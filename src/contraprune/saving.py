@@ -1,6 +1,5 @@
-"""Files that are whole or absent, models that load with stock transformers, and the directory of a run."""
+"""Models that load with stock transformers: saved whole or not at all, and read back with every check."""
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,24 +15,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from contraprune.engine import accelerate, is_sparse, load_sparse
 from contraprune.errors import UserError
+from contraprune.files import check, replace_folder, stays_inside, temporary_name, write_text
 from contraprune.masking import fold, masked_linears
 from contraprune.remote_code import CONFIG_ERRORS, KEY, declare_record, declare_shapes, pruned_class
 
-
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text by way of a temporary file: a reader or a crash sees the old or the new text, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """:func:`write_text` of ``content`` as indented JSON."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+_EDITED = "if you changed it yourself, delete SHA256SUMS"
 
 
 def save_model(
@@ -60,15 +46,14 @@ def save_model(
     if masked_linears(model):
         fold(model)
     declare_shapes(model)
-    temporary = directory.with_name(directory.name + ".tmp")
+    temporary = temporary_name(directory)
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     if tokenizer is not None:
         tokenizer.save_pretrained(temporary)
     for name, text in files.items():
         write_text(temporary / name, text)
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.replace(directory)
+    replace_folder(temporary, directory)
 
 
 def load(
@@ -96,6 +81,7 @@ def load(
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
         raise UserError(f"{directory}/config.json: architectures names {name!r:.80}, no model class of transformers")
     if is_sparse(directory):
+        check(directory, _EDITED)
         return load_sparse(model_class, config, directory, engine=engine, threads=threads)
     model = load_pretrained(model_class, str(directory)).eval()
     return accelerate(model, threads=threads) if engine == "sparse" else model
@@ -137,6 +123,7 @@ def load_pretrained(model_class: Any, model: str, **options: Any) -> PreTrainedM
         UserError: nothing is there, a file is damaged, or weights of the model are missing or of another shape.
     """
     if is_sparse(model):
+        check(Path(model), _EDITED)
         return load_sparse(model_class, load_config(model), model)
     loaded, missing = _from_pretrained(model_class, model, **options)
     if missing:
@@ -165,6 +152,7 @@ def of_pooler(parameter: str) -> bool:
 
 
 def _from_pretrained(model_class: Any, model: str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    check(Path(model), _EDITED)
     config = load_config(model)
     record = getattr(config, KEY, None)
     if record is not None:
@@ -176,12 +164,13 @@ def _from_pretrained(model_class: Any, model: str, **options: Any) -> tuple[PreT
             model,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are looked at below
+            use_safetensors=True,  # a pickle can hold code
             dtype=torch.float32,
             trust_remote_code=False,
             **options,
         )
     except (OSError, SafetensorError, *CONFIG_ERRORS) as error:
-        raise UserError(_no_model(model, error)) from error
+        raise UserError(_only_a_pickle(model, error) or _no_model(model, error)) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     for name, found, expected in sorted(report["mismatched_keys"]):
@@ -200,9 +189,26 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a local directory or a hub model, with the usual failures as one line."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # its parser in Rust knows no other class
         raise UserError(_no_model(model, error)) from error
+    templates = tokenizer.chat_template
+    for name in templates if isinstance(templates, dict) else ():  # which are files of a saved tokenizer
+        if not stays_inside(name) or "/" in name:
+            raise UserError(f"{model}: expected a plain name of a chat template, found {name!r:.80}")
     return tokenizer
+
+
+def _only_a_pickle(model: str, error: Exception) -> str | None:
+    """What to say of a model that has weights, but none that are read."""
+    directory = Path(model)
+    if "use_safetensors" not in str(error) and (
+        not directory.is_dir() or any(directory.glob("*.safetensors")) or not any(directory.glob("*.bin"))
+    ):
+        return None
+    return (
+        f"{model}: expected weights in safetensors, found a pickle, which can hold code and is not read; if you trust "
+        "it, load it with transformers and save_pretrained() it to another directory"
+    )
 
 
 def _no_model(model: str, error: Exception) -> str:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from contraprune.bank import RowFile, RowSpec
 from contraprune.config import ContrastConfig
 from contraprune.encoding import Reader, encode, features_of
+from contraprune.errors import UserError
 from contraprune.objectives import Objective
 from contraprune.pooling import Pooling
 from contraprune.tasks import Task
@@ -111,6 +112,10 @@ class SourceBuilder:
         reader.remove()
         return found
 
+    def outputs_bytes(self, model: PreTrainedModel) -> int:
+        """Bytes that the outputs of a model for the whole data set take."""
+        return RowSpec(rows=len(self.dataset), width=self._output_width(model), dtype="float32").nbytes
+
     def _output_width(self, model: PreTrainedModel) -> int:
         """Numbers that the task's outputs have for a row of the data set."""
         row = self.collator([self.dataset.remove_columns("length")[0]])
@@ -130,12 +135,17 @@ class SourceBuilder:
         description: str,
         *,
         outputs: int | None = None,
+        again: bool = True,
     ) -> tuple[RowFile, RowFile | None]:
         """Representations, and outputs if their width is given, read from ``path`` or computed to it.
 
+        Args:
+            again: whether ``model`` is still the one to compute them with, if they cannot be read.
+
         Raises:
-            UserError: the files at ``path`` are damaged.
+            UserError: the files at ``path`` are damaged, or missing where it is not.
         """
+        advice = "delete it to rebuild" if again else "the model that it is of is gone; use --overwrite to start again"
         rows = len(self.dataset)
         specs = {
             "representations": RowSpec(rows=rows, width=int(model.config.hidden_size), dtype=self.config.bank_dtype)
@@ -144,10 +154,12 @@ class SourceBuilder:
             specs["outputs"] = RowSpec(rows=rows, width=outputs, dtype="float32")
         with self.accelerator.main_process_first():  # the others find what the first process made
             files = {
-                name: RowFile.open(path / name, spec, in_memory=self.in_memory, provenance=provenance)
+                name: RowFile.open(path / name, spec, in_memory=self.in_memory, provenance=provenance, advice=advice)
                 for name, spec in specs.items()
             }
         if any(file is None for file in files.values()):
+            if not again:
+                raise UserError(f"{path}: {description} is missing; {advice}")
             files = self._compute(model, reader, path, specs, provenance, description)
         return files["representations"], files.get("outputs")  # type: ignore[return-value]
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,12 @@ from contraprune.config import ContrastConfig, PruneRunConfig, StructuredConfig
 from contraprune.criteria.taylor import UnitImportance, keep_after_removal, taylor_importance
 from contraprune.encoding import Reader, features_of, longest_first
 from contraprune.errors import UserError
+from contraprune.files import write_json
 from contraprune.jobs import Job
 from contraprune.preparation import Prepared, make_student, prepare
 from contraprune.pruning_config import PruningConfig
-from contraprune.saving import load_pretrained, parameter_counts, save_model, write_json
+from contraprune.runs import Stopwatch
+from contraprune.saving import load_pretrained, parameter_counts, save_model
 from contraprune.schedules import units_per_stage
 from contraprune.shrinking import shrink
 from contraprune.structure import Layer, find_layers
@@ -121,32 +122,32 @@ class StageRunner:
     def run(self, stage: Stage) -> None:
         """Snapshot, importance, removal, retraining, evaluation; then the model as it is goes to disk."""
         folder = self.job.directory.stages / f"{stage.number:02d}"
-        if stage.number > 1:
-            self._snapshot(stage)
         record = folder / "stage.json"
+        if stage.number > 1:
+            self._snapshot(stage, now=not record.is_file())
         if record.is_file():
             self.records.append(json.loads(record.read_text(encoding="utf-8")))
             self._replace_model(folder / "model")
             return
-        seconds: dict[str, float] = {}
+        stopwatch = Stopwatch(folder / "seconds.json", write=self.job.main)
         name = f"stage-{stage.number:02d}"
         trainer = ContrastTrainer(**self.prepared.trainer_options(name))
-        with _timed(seconds, "importance_and_removal"):
-            self.remove_units(stage, trainer, folder)
+        self.remove_units(stage, trainer, folder)
+        stopwatch.lap("importance_and_removal")
         trainer.add_callback(NoLastCheckpoint())
-        with _timed(seconds, "train"):
-            self.job.train(trainer, stage=name)
-        with _timed(seconds, "evaluate"):
-            metrics = trainer.final_metrics or self.job.evaluate(self.prepared.model).metrics
-        self.records.append(self._describe(stage, metrics, seconds))
+        self.job.train(trainer, stage=name, stopwatches=(stopwatch,))
+        metrics = trainer.final_metrics or self.job.evaluate(self.prepared.model).metrics
+        stopwatch.lap("evaluate")
+        self.records.append(self._describe(stage, metrics, stopwatch.seconds))
         if self.job.main:
             save_model(self.prepared.model, None, folder / "model")
             write_json(record, self.records[-1])
             self._drop_earlier(stage)
 
-    def _snapshot(self, stage: Stage) -> None:
+    def _snapshot(self, stage: Stage, *, now: bool) -> None:
         if "snapshots" in self.prepared.contrast.sources:
-            self.prepared.sources.snapshot(stage.number - 1, self.prepared.model, self.prepared.reader)
+            prepared = self.prepared
+            prepared.sources.snapshot(stage.number - 1, prepared.model, prepared.reader, now=now)
 
     def remove_units(self, stage: Stage, trainer: ContrastTrainer, folder: Path) -> None:
         """Removes the least important units; which ones is written down, so that a resumed stage agrees."""
@@ -216,7 +217,7 @@ class StageRunner:
             "neurons": [layer.neurons.num_units for layer in layers],
             "parameters": parameter_counts(self.prepared.model)["all"],
             "metrics": metrics,
-            "seconds": seconds,
+            "seconds": {name: round(value, 2) for name, value in seconds.items()},
         }
 
     def _replace_model(self, path: Path) -> None:
@@ -233,20 +234,6 @@ class StageRunner:
     def _drop_earlier(self, stage: Stage) -> None:
         shutil.rmtree(self.job.directory.stages / f"{stage.number - 1:02d}" / "model", ignore_errors=True)
         shutil.rmtree(self.job.directory.checkpoints / f"stage-{stage.number:02d}", ignore_errors=True)
-
-
-class _timed:  # noqa: N801 - reads as a statement
-    """``with _timed(seconds, "train"):`` adds the seconds its block took."""
-
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self.seconds = seconds
-        self.name = name
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.name] = round(time.perf_counter() - self.start, 2)
 
 
 def _encoder_weights(model: PreTrainedModel) -> int:

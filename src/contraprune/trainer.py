@@ -1,6 +1,9 @@
-"""The training loops: ``transformers.Trainer`` with our loss, and what happens between its steps."""
+"""The training loops: ``transformers.Trainer`` with our loss, and checkpoints that are whole."""
 
+import pickle
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,9 @@ from contraprune.contrastive import source_terms
 from contraprune.criteria.base import Criterion
 from contraprune.encoding import Reader, features_of, unpack_tokens
 from contraprune.errors import UserError
+from contraprune.files import replace_folder
 from contraprune.prediction import evaluate
+from contraprune.runs import checkpoints
 from contraprune.tasks import Task
 
 PRUNING_STATE = "pruning.safetensors"
@@ -73,6 +78,7 @@ class TaskTrainer(Trainer):
         self.evaluation = dict(evaluation)
         self.model_accepts_loss_kwargs = False
         self._evaluated: tuple[int, dict[str, float]] | None = None
+        self._unfinished: Path | None = None  # where a checkpoint is being written
 
     def task_loss(self, outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         return self.task.objective.loss(outputs, inputs, label_smoothing=self.args.label_smoothing_factor)
@@ -83,6 +89,8 @@ class TaskTrainer(Trainer):
         features = features_of(inputs, self.task.objective)
         answer = model(**features)
         loss = self.training_loss(self.task.outputs(answer, features), inputs)
+        if not loss.detach().isfinite():  # before its gradients reach the weights
+            raise self.divergence(self.state.global_step + 1, f"the loss is {loss.item()}")
         return (loss, answer) if return_outputs else loss
 
     def training_loss(self, outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -114,20 +122,68 @@ class TaskTrainer(Trainer):
         step, metrics = self._evaluated or (None, None)
         return metrics if step == self.state.max_steps and not self.args.load_best_model_at_end else None
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Stops at a loss that is not finite, before anything is saved from it."""
-        broken = {key: value for key, value in logs.items() if "loss" in key and not np.isfinite(value)}
-        if broken:
-            raise self.divergence(broken)
-        super().log(logs, start_time)
+    def refuse_divergence(self) -> None:
+        """Stops a run whose weights are not finite, before anything is saved from it.
 
-    def divergence(self, found: Mapping[str, float]) -> UserError:
-        """The error of a run whose loss is not finite."""
-        shown = ", ".join(f"{key} {value}" for key, value in found.items())
+        Raises:
+            UserError: they are not.
+        """
+        for name, parameter in self.model.named_parameters():
+            if not parameter.detach().isfinite().all():
+                raise self.divergence(self.state.global_step, f"{name} is not finite")
+
+    def divergence(self, step: int, what: str) -> UserError:
+        """The error of a run that came to numbers that are not finite in a step."""
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in self.last_parts().items())
+        kept = [folder.name for folder in checkpoints(Path(self.args.output_dir))[-1:]] or ["no checkpoint"]
         return UserError(
-            f"training diverged by step {self.state.global_step} ({shown}): lower --learning_rate; "
-            "the last checkpoint is kept"
+            f"training diverged in step {step} of {self.state.max_steps}: {what}{f' ({parts})' if parts else ''}; "
+            f"lower --learning_rate (it was {self.args.learning_rate:g}), or the weight of the part that grew; "
+            f"{kept[0]} is kept"
         )
+
+    def last_parts(self) -> dict[str, float]:
+        """The parts of the last batch's loss, where it has several."""
+        return {}
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The stock checkpoint of a model that has not diverged, whole or absent; older ones go when it is there."""
+        self.refuse_divergence()
+        folder = Path(self.args.output_dir)
+        unfinished = folder / "unfinished"
+        if self.args.should_save:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._unfinished = unfinished
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._unfinished = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            name = f"checkpoint-{self.state.global_step}"
+            replace_folder(unfinished / name, folder / name)
+            unfinished.rmdir()
+            if self.args.save_total_limit:
+                for old in checkpoints(folder)[: -self.args.save_total_limit]:
+                    shutil.rmtree(old, ignore_errors=True)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._unfinished or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _readable(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -135,6 +191,18 @@ class TaskTrainer(Trainer):
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochSampler(batch_size, list(self.train_dataset["length"]), seed=seed)
+
+
+@contextmanager
+def _readable(checkpoint: str | None) -> Iterator[None]:
+    """Names a checkpoint that holds something else than this run's state, such as code, which is never run."""
+    try:
+        yield
+    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{checkpoint}: not a checkpoint of this run ({reason:.160}); delete it") from error
 
 
 @dataclass(kw_only=True)
@@ -167,14 +235,16 @@ class ContrastTrainer(TaskTrainer):
         self.reader = reader
         self._parts: dict[str, Tensor] = {}
         self._parts_batches = 0
+        self._last_parts: dict[str, Tensor] = {}
         self._last_draw = (-1, 0)
 
     # ---- loss ----
 
     def training_loss(self, outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         terms = dict(self._terms(outputs, inputs, self._next_draw()))
-        for name, (_, value) in terms.items():
-            self._parts[name] = self._parts.get(name, torch.zeros_like(value)) + value.detach()
+        self._last_parts = {name: value.detach() for name, (_, value) in terms.items()}
+        for name, value in self._last_parts.items():
+            self._parts[name] = self._parts.get(name, torch.zeros_like(value)) + value
         self._parts_batches += 1
         return torch.stack([weight * value for weight, value in terms.values()]).sum()
 
@@ -265,6 +335,9 @@ class ContrastTrainer(TaskTrainer):
             logs |= self.mean_parts()
             self._parts, self._parts_batches = {}, 0
         super().log(logs, start_time)
+
+    def last_parts(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self._last_parts.items()}
 
     def mean_parts(self) -> dict[str, float]:
         """Every part of the loss, unweighted: its mean over the batches since the last log."""

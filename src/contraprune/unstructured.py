@@ -43,7 +43,9 @@ def prune_weights(job: Job, run: PruneRunConfig, pruning: PruningConfig, contras
         _freeze_all_but_the_head(model, linears)
     trainer.add_callback(GradualPruning(trainer, pruning))
     if "snapshots" in contrast.sources:
-        trainer.add_callback(Snapshots(lambda epoch: prepared.sources.snapshot(epoch, model, prepared.reader)))
+        trainer.add_callback(
+            Snapshots(lambda epoch, now: prepared.sources.snapshot(epoch, model, prepared.reader, now=now))
+        )
     job.train(trainer, density=lambda: _density(linear.mask for linear in linears.values()))
     prepared.reader.remove()
     evaluation = job.save(model, prepared.tokenizer)  # masks are folded in: what is counted is what was saved

@@ -15,7 +15,6 @@ frame's size before it is unpacked, and the number of bits that are set.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from contraprune.errors import UserError
+from contraprune.files import write_bytes
 
 FILE = "model.sparse.safetensors"
 FORMAT, VERSION = "contraprune-sparse", 1
@@ -79,13 +79,8 @@ def write(path: Path, tensors: Iterable[tuple[str, np.ndarray, DType]], facts: M
         entries[name], pieces = _pack(name, values, dtype)
         parts |= {f"{name}:{part}": np.frombuffer(_compress(data), np.uint8) for part, data in pieces.items()}
     header = json.dumps({"facts": facts, "tensors": {name: asdict(entry) for name, entry in entries.items()}})
-    temporary = path.with_name(path.name + ".tmp")
     metadata = {"format": FORMAT, "version": str(VERSION), "header": header, "sha256": _checksum(header, parts)}
-    with temporary.open("wb") as file:
-        file.write(save(parts, metadata=metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_bytes(path, save(parts, metadata=metadata))
 
 
 class SparseFile:

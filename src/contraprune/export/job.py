@@ -13,8 +13,9 @@ from contraprune.errors import UserError
 from contraprune.evaluation import evaluate_path
 from contraprune.export.dense import write_dense
 from contraprune.export.sparse import write_sparse_model
+from contraprune.files import replace_folder, temporary_name, write_json
 from contraprune.inspection import weight_bytes
-from contraprune.saving import has_tokenizer, load, load_tokenizer, model_directory, write_json
+from contraprune.saving import has_tokenizer, load, load_tokenizer, model_directory
 from contraprune.settings import setting
 
 RECORD = "export.json"
@@ -70,7 +71,7 @@ def run_export(path: str, data: DataConfig, config: ExportConfig) -> dict[str, A
     model = load(source, engine="torch")
     measured = data.task is not None or data.validation_file is not None
     before = evaluate_path(str(source), data, EvaluationConfig()).metrics if measured else None
-    temporary = directory.with_name(directory.name + ".tmp")
+    temporary = temporary_name(directory)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     _WRITERS[config.format](model, temporary, config)
@@ -87,8 +88,7 @@ def run_export(path: str, data: DataConfig, config: ExportConfig) -> dict[str, A
         after = evaluate_path(str(temporary), data, EvaluationConfig()).metrics
         record["metrics"] = {name: {"before": value, "after": after[name]} for name, value in before.items()}
     write_json(temporary / RECORD, record)
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.replace(directory)
+    replace_folder(temporary, directory)
     return record
 
 

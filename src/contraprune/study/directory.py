@@ -11,8 +11,8 @@ from typing import Any
 from filelock import FileLock
 
 from contraprune.errors import UserError
+from contraprune.files import write_json, write_text
 from contraprune.runs import RunDirectory
-from contraprune.saving import write_json, write_text
 from contraprune.study.grid import KINDS, Trial
 from contraprune.study.table import Row, comma_separated, markdown, rows_of
 

@@ -13,6 +13,7 @@ from typing import Any, get_args
 from transformers.utils import cached_file
 
 from contraprune.errors import UserError
+from contraprune.files import stays_inside
 from contraprune.pooling import Pooling
 
 _MODULES = "modules.json"
@@ -75,6 +76,9 @@ def read_sentence_model(model: str, hidden_size: int) -> SentenceModel:
         kinds = ", ".join(kind for kind, _ in steps)
         expected = "expected Transformer and Pooling, then at most Normalize"
         raise UserError(f"{model}/{_MODULES}: {expected}; other modules cannot be pruned with it; found {kinds}")
+    for _, path in steps:  # it is written to below the saved model, as it is read from below this one
+        if not stays_inside(path):
+            raise UserError(f"{model}/{_MODULES}: expected paths inside of the model, found {path!r:.80}")
     files = {_MODULES: found}
     settings: dict[str, dict[str, Any]] = {}
     for name in (*_SETTINGS, *(f"{path}/config.json" for kind, path in steps if kind != "Transformer")):
@@ -144,7 +148,7 @@ def _text(model: str, name: str) -> str | None:
 def _json(model: str, name: str, text: str, kind: type) -> Any:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{model}/{name}: not JSON ({error})") from error
     if not isinstance(content, kind):
         expected = "a list" if kind is list else "a mapping"

@@ -15,6 +15,7 @@ from pathlib import Path
 from string import Formatter
 from zlib import crc32
 
+from contraprune.files import write_text
 from contraprune.tasks.classification import named_layout
 from contraprune.tasks.files import Rows
 
@@ -212,10 +213,8 @@ def load(seed: int) -> dict[str, Rows]:
 
 def write(directory: Path, seed: int) -> None:
     """Write the rows of ``load(seed)`` as train.jsonl and validation.jsonl."""
-    directory.mkdir(parents=True, exist_ok=True)
     for split, rows in load(seed).items():
-        lines = "".join(json.dumps(row) + "\n" for row in rows.values)
-        (directory / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+        write_text(directory / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows.values))
 
 
 def _groups(forms: tuple[str, ...]) -> list[list[dict[str, str]]]:
