@@ -34,7 +34,7 @@ from contraprune.trainer import TaskTrainer
 NOT_IDENTITY = frozenset(
     ("output_dir", "overwrite", "cache_dir", "disable_tqdm", "report_to", "logging_steps", "save_strategy",
      "save_steps", "save_total_limit", "eval_strategy", "resume_from_checkpoint", "per_device_eval_batch_size",
-     "bank_memory_gb", "run_name")
+     "bank_memory_gb", "run_name", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 )  # fmt: skip
 """Settings that may differ when a run is taken up again: they say how it reports and saves, not what it computes."""
 
@@ -178,7 +178,9 @@ class Job:
     def finish(self, results: dict[str, Any]) -> dict[str, Any]:
         """Writes results.json, which marks the run finished, and removes what only a running run needs."""
         self.seconds["total"] = round(sum(self.seconds.values()), 2)
-        results = {"task": self.task.name, **results, "seconds": self.seconds, "seed": self.arguments.seed}
+        examples = {split: len(rows) for split, rows in (("train", self._train), *self._evaluation.items()) if rows}
+        results = {"task": self.task.name, **results, "examples": examples}
+        results |= {"seconds": self.seconds, "seed": self.arguments.seed}
         if self.main:
             self.directory.finish(results)
         return results
@@ -212,7 +214,8 @@ def _environment() -> dict[str, Any]:
 
 
 def _trainer_arguments(arguments: TrainingArguments, folder: Path) -> TrainingArguments:
-    """The same arguments with checkpoints in a folder of their own."""
+    """The same arguments with checkpoints in a folder of their own, which are not pushed to the hub."""
     changed = copy.copy(arguments)
     changed.output_dir = str(folder)
+    changed.push_to_hub = False
     return changed

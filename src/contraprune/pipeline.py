@@ -20,6 +20,8 @@ from contraprune.criteria import CRITERIA
 from contraprune.errors import UserError
 from contraprune.jobs import Job
 from contraprune.pruning_config import PruningConfig
+from contraprune.publishing import prepare_repository, publish
+from contraprune.report import write_card, write_report
 from contraprune.saving import load_for_finetuning, load_tokenizer, parameter_counts
 from contraprune.settings import refuse_unless_default
 from contraprune.structured import prune_units
@@ -61,7 +63,9 @@ def run_finetune(run: RunConfig, data: DataConfig, arguments: FinetuneArguments)
     task = load_task(**data.source(), seed=arguments.seed)
     job = Job.start("finetune", task, run, (data.for_task(task),), arguments)
     if job.finished:
-        return job.directory.read_results()
+        return _again(job)
+    if job.main:
+        prepare_repository(arguments)
     tokenizer = load_tokenizer(run.model)
     set_seed(arguments.seed)
     model, _ = load_for_finetuning(job.task.auto_class, run.model, **job.task.model_options())
@@ -70,7 +74,8 @@ def run_finetune(run: RunConfig, data: DataConfig, arguments: FinetuneArguments)
     job.lap("load")
     job.train(trainer)
     evaluation = job.save(model, tokenizer)
-    return job.finish({"method": "finetune", "metrics": evaluation.metrics, "parameters": parameter_counts(model)})
+    results = {"method": "finetune", "metrics": evaluation.metrics, "parameters": parameter_counts(model)}
+    return _present(job, job.finish(results))
 
 
 def run_prune(
@@ -95,10 +100,29 @@ def run_prune(
     contrast = contrast.for_task(task)
     job = Job.start("prune", task, run, (data.for_task(task), pruning, structured, contrast), arguments)
     if job.finished:
-        return job.directory.read_results()
+        return _again(job)
+    if job.main:
+        prepare_repository(arguments)
     if whole_units:
-        return prune_units(job, run, pruning, structured, contrast)
-    return prune_weights(job, run, pruning, contrast)
+        return _present(job, prune_units(job, run, pruning, structured, contrast))
+    return _present(job, prune_weights(job, run, pruning, contrast))
+
+
+def _again(job: Job) -> dict[str, Any]:
+    """The results of a run that was finished before; what it did not publish then is published now."""
+    results = job.directory.read_results()
+    if job.main:
+        publish(job.directory, job.arguments)
+    return results
+
+
+def _present(job: Job, results: dict[str, Any]) -> dict[str, Any]:
+    """Writes the card and the report of a run that is finished, and publishes the model if that was asked for."""
+    if job.main:
+        write_card(job.directory.path, repository=job.arguments.hub_model_id)
+        write_report(job.directory.path)
+        publish(job.directory, job.arguments)
+    return results
 
 
 def _check_method(pruning: PruningConfig) -> None:

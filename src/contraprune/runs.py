@@ -12,12 +12,13 @@ from contraprune.errors import UserError
 from contraprune.saving import write_json, write_text
 
 RECORD = "run"  # the key of config.yaml that records the run; all others are options
-_OWN_FILES = ("config.yaml", "log.jsonl", "results.json", "README.md", "report.html")
+_OWN_FILES = ("config.yaml", "log.jsonl", "results.json", "README.md", "report.html", "representations.json")
 _OWN_FOLDERS = ("model", "model.tmp", "checkpoints", "banks", "stages")
 
 
 class RunDirectory:
-    """``config.yaml``, ``log.jsonl``, ``results.json``, ``model/``; until it is finished, what it resumes from."""
+    """``config.yaml``, ``log.jsonl``, ``results.json``, ``report.html``, ``README.md``, ``model/``; until it is
+    finished, what it resumes from."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -28,7 +29,9 @@ class RunDirectory:
         self.config = self.path / "config.yaml"
         self.log = self.path / "log.jsonl"
         self.results = self.path / "results.json"
+        self.representations = self.path / "representations.json"
         self.card = self.path / "README.md"
+        self.report = self.path / "report.html"
 
     def claim(
         self,

@@ -96,6 +96,7 @@ def prune_units(
     for stage in plan_stages(find_layers(model), pruning, structured):
         stages.run(stage)
     model = prepared.model
+    prepared.map_representations(ContrastTrainer(**prepared.trainer_options("map")))
     prepared.reader.remove()
     evaluation = job.save(model, prepared.tokenizer)
     return prepared.finish(
