@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,7 @@ def line_chart(
     x_label: str,
     y_label: str,
     reference: tuple[str, float] | None = None,
+    last: float,
     boundaries: Sequence[float] = (),
     zero: bool = False,
     note: str = "",
@@ -67,14 +68,13 @@ def line_chart(
 
     Args:
         reference: name and height of a dashed horizontal line.
+        last: x where the horizontal axis ends; it begins at 0.
         boundaries: x of vertical lines, where a new stage begins.
         zero: the vertical axis begins at zero.
     """
     lines = [(one, thinned(one.points)) for one in series]
-    xs = [x for _, points in lines for x, _ in points]
     ys = [y for _, points in lines for _, y in points] + ([reference[1]] if reference else [])
-    horizontal = Axis.over([0.0, *xs], x_label, start=LEFT, end=WIDTH - RIGHT)
-    horizontal = _up_to(horizontal, max(xs))
+    horizontal = _up_to(Axis.over([0.0, last], x_label, start=LEFT, end=WIDTH - RIGHT), last)
     vertical = Axis.over(ys, y_label, start=HEIGHT - BOTTOM, end=TOP, zero=zero)
     parts = frame(HEIGHT, horizontal, vertical)
     for x in boundaries:
@@ -94,7 +94,6 @@ def line_chart(
 
 def _up_to(axis: Axis, last: float) -> Axis:
     """The axis that ends where the lines do: steps beyond the end of a run mean nothing."""
-    last = last or 1.0
     kept = tuple(tick for tick in axis.ticks if tick <= last)
     return Axis(label=axis.label, low=0.0, high=last, start=axis.start, end=axis.end, ticks=kept)
 
@@ -327,15 +326,13 @@ def map_chart(
     bounds: tuple[Float[np.ndarray, " 2"], Float[np.ndarray, " 2"]],
 ) -> Chart:
     """Points of the plane coloured by label, in bounds that several maps share; its axes have no unit."""
-    height = 300
     low, high = bounds
-    span = float(max(*(high - low), 1e-9))
-    side = min(WIDTH, height) - 20
-    middle = (low + high) / 2
-    place = (points - middle) / span * side + np.array([WIDTH / 2, height / 2])
+    span = np.maximum(high - low, 1e-9)
+    height = int(np.clip(WIDTH * span[1] / span[0], 140, 300))
+    scale = min((WIDTH - 24) / span[0], (height - 24) / span[1])
+    place = (points - (low + high) / 2) * scale + np.array([WIDTH / 2, height / 2])
     parts = [element("rect", x=1, y=1, width=WIDTH - 2, height=height - 2, class_="plane")]
-    order: Mapping[int, str] = dict(enumerate(names))
-    for label, name in order.items():
+    for label, name in enumerate(names):
         dots = [element("circle", cx=float(x), cy=float(height - y), r=3) for x, y in place[labels == label]]
         if dots:
             parts.append(element("g", element("title", name), *dots, class_=f"cloud c{label % COLOURS}"))

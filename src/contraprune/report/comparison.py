@@ -15,7 +15,7 @@ from contraprune.saving import write_text
 from contraprune.spread import Spread
 
 _NOT_A_VARIANT = NOT_IDENTITY | {"seed", "density", "model", "teacher"}
-_SPREAD_NOTE = "± is the standard deviation over seeds; one standard deviation each way in the chart."
+_SPREAD_NOTE = "± and the lines in the chart: one standard deviation over seeds each way."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,9 @@ class Comparison:
     teacher: float | None
     effects: Sequence[Effect]
 
+    def note(self) -> str:
+        return _SPREAD_NOTE if any(group.metric.std is not None for group in self.groups) else ""
+
     def table(self) -> Table:
         rows = []
         for group in sorted(self.groups, key=lambda group: -group.density):
@@ -63,7 +66,7 @@ class Comparison:
             parameters = f"{group.parameters / 1e6:.2f} M"
             rows.append([group.series, f"{group.density:.4f}", shown, kept, parameters, str(group.runs)])
         headers = ["runs", "encoder density", readable(self.metric), "of the teacher's", "parameters left", "n"]
-        return Table(headers=headers, rows=rows, note=_SPREAD_NOTE)
+        return Table(headers=headers, rows=rows, note=self.note())
 
 
 def write_comparison(
@@ -118,8 +121,9 @@ def comparison_page(found: Comparison) -> str:
 
 
 def _headline(found: Comparison) -> list[Figure]:
-    best = max(found.groups, key=lambda group: group.metric.mean)
-    smallest = min(found.groups, key=lambda group: (group.density, -group.metric.mean))
+    pruned = [group for group in found.groups if group.density < 1] or found.groups
+    best = max(pruned, key=lambda group: group.metric.mean)
+    smallest = min(pruned, key=lambda group: (group.density, -group.metric.mean))
     figures = []
     for question, group in (("Best", best), ("Smallest", smallest)):
         spread = "" if group.metric.std is None else f" ± {group.metric.std:.4f}"
@@ -151,7 +155,6 @@ def _density_chart(found: Comparison) -> Chart:
         x_label="density of the encoder's weights",
         y_label=readable(found.metric),
         reference=None if found.teacher is None else ("dense teacher", found.teacher),
-        note=_SPREAD_NOTE,
     )
 
 

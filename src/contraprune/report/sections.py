@@ -181,7 +181,10 @@ def training(run: Run) -> Section:
 def _progress(run: Run, time: Timeline) -> Chart | None:
     name, value = run.metric
     points = time.points(f"eval_{name}")
-    points = [*points, (float(time.last), value)] if not points or points[-1][0] < time.last else points
+    if run.structured and not points:
+        points = _after_stages(run, time, [stage["metrics"][name] for stage in run.results["stages"]])
+    elif not points or points[-1][0] < time.last:
+        points = [*points, (float(time.last), value)]
     if time.last == 0 or len(points) < 2:
         return None
     reference = ("dense teacher", float(run.results["teacher_metrics"][name])) if run.pruned else None
@@ -192,6 +195,7 @@ def _progress(run: Run, time: Timeline) -> Chart | None:
         x_label="step",
         y_label=readable(name),
         reference=reference,
+        last=time.last,
         boundaries=time.boundaries,
     )
 
@@ -202,19 +206,26 @@ def _density(run: Run, time: Timeline) -> Chart | None:
         label, steps = "fraction of the parameters", True
     else:
         points, label, steps = time.points("density"), "density of the encoder", False
-    if len(points) < 2:
+    if len(points) < 2 or not time.last:
         return None
     series = [Series(name=label, points=points, colour=2, steps=steps)]
-    return line_chart("What is left", series, x_label="step", y_label=label, boundaries=time.boundaries, zero=True)
+    return line_chart(
+        "What is left", series, x_label="step", y_label=label, last=time.last, boundaries=time.boundaries, zero=True
+    )
 
 
 def _kept_after_stages(run: Run, time: Timeline) -> list[tuple[float, float]]:
     before = run.results["parameters"]["before"]
     fractions = [stage["parameters"] / before for stage in run.results["stages"]]
-    starts = [0, *time.boundaries]
-    if len(starts) != len(fractions) or not time.last:  # a log that was cut
-        return []
-    return [*zip(map(float, starts), fractions, strict=True), (float(time.last), fractions[-1])]
+    ends = _after_stages(run, time, fractions)
+    starts = [0.0, *(end for end, _ in ends[:-1])]
+    return [*zip(starts, fractions, strict=True), ends[-1]] if ends else []
+
+
+def _after_stages(run: Run, time: Timeline, values: Sequence[float]) -> list[tuple[float, float]]:
+    """(last step, value) of every stage; nothing where the log was cut."""
+    ends = [*map(float, time.boundaries), float(time.last)]
+    return list(zip(ends, values, strict=True)) if len(ends) == len(values) and time.last else []
 
 
 def _losses(time: Timeline) -> Iterable[Chart | None]:
@@ -226,10 +237,17 @@ def _losses(time: Timeline) -> Iterable[Chart | None]:
             for key, name, colour, dashed in keys
             if (points := time.points(key))
         ]
-        if not series:
+        if not series or not time.last:
             return None
         return line_chart(
-            title, series, x_label="step", y_label="loss", boundaries=time.boundaries, zero=zero, note=note
+            title,
+            series,
+            x_label="step",
+            y_label="loss",
+            last=time.last,
+            boundaries=time.boundaries,
+            zero=zero,
+            note=note,
         )
 
     yield chart("Loss", [("loss", "training loss", 0, False), ("eval_loss", "validation, task loss alone", 1, True)])
