@@ -89,6 +89,8 @@ def write_comparison(
 def compare(members: Sequence[tuple[Path, str | None]], effects: Sequence[Effect] = ()) -> Comparison:
     """Groups runs by all that tells them apart but the seed."""
     named = [(read_run(path), name) for path, name in members]
+    if not named:
+        raise UserError("report: no run of the study is finished yet")
     runs = [run for run, _ in named]
     kinds = sorted({f"{run.results['task']} ({run.metric[0]})" for run in runs})
     if len(kinds) > 1:

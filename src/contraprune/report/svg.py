@@ -7,6 +7,7 @@ is narrow, so that text stays readable where a chart is shrunk to the width of a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
@@ -128,11 +129,12 @@ def number(value: float) -> str:
 
 def tick_labels(axis: Axis) -> list[str]:
     """Labels of the ticks with as many decimals as tell them apart."""
-    if axis.log or max(abs(tick) for tick in axis.ticks) >= 1000:
-        return [number(tick) for tick in axis.ticks]
-    step = min((b - a for a, b in zip(axis.ticks, axis.ticks[1:], strict=False)), default=1.0)
+    short = [number(tick) for tick in axis.ticks]
+    if axis.log or (max(map(abs, axis.ticks)) >= 1000 and len(set(short)) == len(short)):
+        return short
+    step = min((b - a for a, b in pairwise(axis.ticks)), default=1.0)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    return [f"{tick:.{decimals}f}" for tick in axis.ticks]
+    return [f"{tick:,.{decimals}f}" for tick in axis.ticks]
 
 
 def frame(height: int, horizontal: Axis, vertical: Axis) -> list[Markup]:
