@@ -3,9 +3,11 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from contraprune.callbacks import GradualPruning, LogFile, Snapshots
+from contraprune.pipeline import prune
 from contraprune.pruning_config import PruningConfig
 from reference import cubic
 
@@ -87,3 +89,25 @@ def test_a_resumed_run_drops_the_lines_after_its_checkpoint_and_keeps_other_stag
     assert [(e["stage"], e["step"], e["loss"]) for e in entries] == [
         ("one", 1, 1), ("one", 2, 2), ("one", 3, 3), ("two", 1, 1), ("two", 2, 2), ("two", 3, 30),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["movement", "taylor"])
+def test_tensorboard_gets_the_parts_of_the_loss_and_the_density(tiny_options, tmp_path, method):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415 - optional
+
+    extra = {"num_stages": 2, "density": 0.5} if method == "taylor" else {}
+    prune(**tiny_options | extra | {"method": method, "num_train_epochs": 1, "report_to": "tensorboard"})
+    run = tmp_path / "run"
+    folders = sorted({file.parent for file in (run / "tensorboard").rglob("events*")})
+    assert len(folders) == (2 if method == "taylor" else 1)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for folder in folders:
+        events = EventAccumulator(str(folder)).Reload()
+        stage = folder.name if method == "taylor" else None
+        for name in ("loss", "loss_ce", "loss_kd", "loss_finetuned_supervised", "density"):
+            logged = [(entry["step"], entry[name]) for entry in log if name in entry and entry.get("stage") == stage]
+            found = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+            assert len(found) == 4
+            np.testing.assert_allclose(found, logged, rtol=1e-6)
+    assert not (run / "checkpoints").exists()

@@ -20,12 +20,14 @@ from transformers import (
     ProgressCallback,
     TrainingArguments,
 )
+from transformers.integrations import TensorBoardCallback
 
-from contraprune.callbacks import LogFile, Progress
+from contraprune.callbacks import LogFile, Progress, ProgressLines
 from contraprune.config import SHOWN_TRAINING_FIELDS, DataConfig, FinetuneArguments, RunConfig
 from contraprune.encoding import readable
 from contraprune.errors import UserError
 from contraprune.prediction import Evaluation, evaluate
+from contraprune.progress import draws_bars
 from contraprune.runs import RunDirectory
 from contraprune.saving import load_pretrained, save_model
 from contraprune.tasks import Task
@@ -149,8 +151,12 @@ class Job:
         trainer.pop_callback(ProgressCallback)
         trainer.pop_callback(PrinterCallback)
         if self.progress:
-            trainer.add_callback(Progress(density))
+            description = f"{stage or 'training'}, steps"
+            trainer.add_callback(Progress(density) if draws_bars() else ProgressLines(description, density))
         trainer.add_callback(LogFile(self.directory.log, stage))
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(self.directory.tensorboard / stage)  # its default is among the checkpoints
         checkpoint = self.arguments.resume_from_checkpoint or self.directory.last_checkpoint(stage)
         trainer.train(resume_from_checkpoint=checkpoint)
         self.lap("train")

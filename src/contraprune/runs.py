@@ -13,7 +13,7 @@ from contraprune.saving import write_json, write_text
 
 RECORD = "run"  # the key of config.yaml that records the run; all others are options
 _OWN_FILES = ("config.yaml", "log.jsonl", "results.json", "README.md", "report.html", "representations.json")
-_OWN_FOLDERS = ("model", "model.tmp", "checkpoints", "banks", "stages")
+_OWN_FOLDERS = ("model", "model.tmp", "checkpoints", "banks", "stages", "tensorboard")
 
 
 class RunDirectory:
@@ -26,6 +26,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.banks = self.path / "banks"
         self.stages = self.path / "stages"
+        self.tensorboard = self.path / "tensorboard"
         self.config = self.path / "config.yaml"
         self.log = self.path / "log.jsonl"
         self.results = self.path / "results.json"

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from contraprune.config import ContrastConfig, PruneRunConfig, StructuredConfig
@@ -21,6 +20,7 @@ from contraprune.encoding import Reader, features_of
 from contraprune.errors import UserError
 from contraprune.jobs import Job
 from contraprune.preparation import Prepared, prepare
+from contraprune.progress import progress
 from contraprune.pruning_config import PruningConfig
 from contraprune.saving import load_pretrained, parameter_counts, save_model, write_json
 from contraprune.schedules import units_per_stage
@@ -91,7 +91,7 @@ def prune_units(
     snapshots = len(structured.fractions()) - 1
     prepared = prepare(job, run, pruning, contrast, snapshots=snapshots)
     model = prepared.model
-    before, weights_before = parameter_counts(model)["all"], _encoder_weights(model)
+    before = parameter_counts(model)["all"]
     stages = StageRunner(prepared, structured)
     for stage in plan_stages(find_layers(model), pruning, structured):
         stages.run(stage)
@@ -102,7 +102,7 @@ def prune_units(
     return prepared.finish(
         pruning.method,
         evaluation,
-        density={"target": pruning.density, "encoder": _encoder_weights(model) / weights_before},
+        density={"target": pruning.density, "encoder": _encoder_weights(model) / stages.weights_before},
         parameters={"before": before, "after": parameter_counts(model)["all"]},
         stages=stages.records,
     )
@@ -115,6 +115,7 @@ class StageRunner:
         self.prepared = prepared
         self.job = prepared.job
         self.structured = structured
+        self.weights_before = _encoder_weights(prepared.model)
         self.records: list[dict[str, Any]] = []
         self.job.directory.stages.mkdir(exist_ok=True)
 
@@ -133,6 +134,7 @@ class StageRunner:
         trainer = ContrastTrainer(**self.prepared.trainer_options(name))
         with _timed(seconds, "importance_and_removal"):
             self.remove_units(stage, trainer, folder)
+        trainer.density = _encoder_weights(self.prepared.model) / self.weights_before
         with _timed(seconds, "train"):
             self.job.train(trainer, stage=name)
         with _timed(seconds, "evaluate"):
@@ -182,11 +184,10 @@ class StageRunner:
             generator=torch.Generator(),
         )
         batches: Iterable[Any] = enumerate(
-            tqdm(
+            progress(
                 accelerator.prepare(loader),
-                desc=f"stage {stage.number}: rating heads and neurons",
-                disable=not self.job.progress,
-                leave=False,
+                f"stage {stage.number}: rating heads and neurons",
+                show=self.job.progress,
             )
         )
 

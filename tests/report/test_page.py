@@ -15,7 +15,7 @@ import pytest
 from contraprune.cli import main
 from contraprune.report import write_report
 from contraprune.report.record import read_run, without_places
-from contraprune.report.sections import Timeline, duration
+from contraprune.report.sections import Timeline
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -123,11 +123,6 @@ def test_stages_follow_each_other_on_one_axis():
     time = Timeline(log)
     assert time.points("loss") == [(5.0, 3.0), (13.0, 2.0)]
     assert (time.boundaries, time.last) == ([9], 13)
-
-
-@pytest.mark.parametrize(("seconds", "shown"), [(55.2, "55 s"), (500, "8 min"), (7300, "2 h 2 min")])
-def test_durations(seconds, shown):
-    assert duration(seconds) == shown
 
 
 @pytest.mark.parametrize(

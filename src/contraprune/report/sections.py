@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from contraprune.inspection import LayerSummary, Summary, unit_densities
+from contraprune.progress import duration
 from contraprune.report.charts import Chart, Series, heat_map, line_chart, map_chart
 from contraprune.report.record import Run
 from contraprune.report.svg import number
@@ -98,14 +99,6 @@ def _speed(run: Run) -> Figure:
         value="as dense",
         details=["in PyTorch, which multiplies by zeros too; the sparse CPU engine skips them", took],
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def readable(name: str) -> str:

@@ -112,7 +112,7 @@ def _options(settings: tuple[Any, ...], arguments: PruneArguments) -> dict[str, 
     for name, value in arguments.to_dict().items():
         if value != handed_on[name]:
             raise UserError(f"--{name} {value}: a study cannot hand it on to its runs")
-    return options | {"disable_tqdm": True}
+    return options
 
 
 def _devices(workers: int | None, gpus_there: int) -> list[str | None]:
