@@ -88,8 +88,8 @@ def tiny_options(tiny: Path, tmp_path: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Three small real runs with all that a run leaves: a ``dense`` teacher, and of it a ``sparse`` model (all sources of
-    contrast) and a ``slim`` one (heads and neurons removed, no contrast)."""
+    """Three small real runs: a ``dense`` teacher, and of it a ``sparse`` model (all sources of contrast) and a ``slim``
+    one (heads and neurons removed, no contrast)."""
     from contraprune.pipeline import finetune, prune  # noqa: PLC0415 - after the settings above
 
     folder = tmp_path_factory.mktemp("runs")

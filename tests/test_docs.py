@@ -60,8 +60,8 @@ def test_a_command_that_is_shown_is_one(arguments, monkeypatch):
     class DoneError(Exception):
         pass
 
-    def parse(command, classes, given, *, positional=None):
-        parsed.append(real(command, classes, given, positional=positional))
+    def parse(command, classes, given, **positional):
+        parsed.append(real(command, classes, given, **positional))
         raise DoneError
 
     monkeypatch.setattr(cli, "parse", parse)

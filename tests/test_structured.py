@@ -83,7 +83,8 @@ def test_a_run_removes_units_for_good_and_reports_every_stage(options):
     assert results["density"]["encoder"] == pytest.approx(0.5, abs=0.01)
     assert results["stages"][-1]["metrics"] == results["metrics"]
     run = Path(options["output_dir"])
-    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "log.jsonl", "model", "results.json"]
+    whole = ["README.md", "config.yaml", "log.jsonl", "model", "report.html", "representations.json", "results.json"]
+    assert sorted(path.name for path in run.iterdir()) == whole
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert {entry["stage"] for entry in log} == {"stage-01", "stage-02"}
     first, second = ([e for e in log if e["stage"] == f"stage-0{n}" and "loss" in e] for n in (1, 2))

@@ -24,8 +24,8 @@ def parsers() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
                 yield name, summary, found.args[0]
 
 
-def _stop(command: str, classes: Any, arguments: list[str], *, positional: str | None = None) -> None:
-    raise _Found(cli._parser(command, classes, positional=positional))
+def _stop(command: str, classes: Any, arguments: list[str], **positional: Any) -> None:
+    raise _Found(cli._parser(command, classes, **positional))
 
 
 def reference() -> str:

@@ -91,7 +91,7 @@ def _columns() -> int:
     return shutil.get_terminal_size().columns
 
 
-def _parser(command: str, classes: Sequence[type], *, positional: str | None = None) -> Any:
+def _parser(command: str, classes: Sequence[type], *, positional: str | None = None, nargs: str | None = None) -> Any:
     """A parser whose flags are the fields of ``classes``; training-loop fields beyond the usual stay unlisted."""
     from transformers import HfArgumentParser, TrainingArguments
 
@@ -111,8 +111,7 @@ def _parser(command: str, classes: Sequence[type], *, positional: str | None = N
         add_help=False,
     )
     if positional is not None:
-        several = "+" if positional in _SEVERAL else None
-        parser.add_argument("path", metavar=positional, nargs=several, help=_POSITIONAL[positional])
+        parser.add_argument("path", metavar=positional, nargs=nargs, help=_POSITIONAL[positional])
     parser.add_argument("-h", "--help", action="help", help="Show this help and exit.")
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="Read options from a YAML file ('option: value'); flags override it."
@@ -132,7 +131,6 @@ _POSITIONAL = {
     "DIR": "Directories of finished runs, or of studies.",
     "KIND": "What to vary: ablation (parts of the method), sparsity (densities) or criteria (methods).",
 }
-_SEVERAL = ("DIR",)
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -147,12 +145,19 @@ def _readable(message: str, parser: argparse.ArgumentParser) -> str:
     return message
 
 
-def parse(command: str, classes: Sequence[type], arguments: list[str], *, positional: str | None = None) -> Any:
+def parse(
+    command: str,
+    classes: Sequence[type],
+    arguments: list[str],
+    *,
+    positional: str | None = None,
+    nargs: str | None = None,
+) -> Any:
     """Settings of ``classes`` from flags, over those of ``--config``, over the defaults (and the namespace)."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # of loading and saving weights: seconds at most
-    parser = _parser(command, classes, positional=positional)
+    parser = _parser(command, classes, positional=positional, nargs=nargs)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     config = first.parse_known_args(arguments)[0].config
@@ -283,7 +288,7 @@ def _report(arguments: list[str]) -> None:
     from contraprune.study.directory import RECORD, StudyDirectory
     from contraprune.tables import show_table
 
-    config, namespace = parse("report", (ReportConfig,), arguments, positional="DIR")
+    config, namespace = parse("report", (ReportConfig,), arguments, positional="DIR", nargs="+")
     paths = [Path(path) for path in namespace.path]
     studies = {path: StudyDirectory(path) for path in paths if (path / RECORD).is_file()}
     if len(paths) == 1 and not studies:

@@ -12,7 +12,9 @@ from contraprune.errors import UserError
 from contraprune.saving import write_json, write_text
 
 RECORD = "run"  # the key of config.yaml that records the run; all others are options
-_OWN_FILES = ("config.yaml", "log.jsonl", "results.json", "README.md", "report.html", "representations.json")
+_OWN_FILES = (
+    "config.yaml", "log.jsonl", "results.json", "README.md", "report.html", "representations.json", "bench.json",
+)  # fmt: skip
 _OWN_FOLDERS = ("model", "model.tmp", "checkpoints", "banks", "stages", "tensorboard")
 
 
@@ -31,6 +33,7 @@ class RunDirectory:
         self.log = self.path / "log.jsonl"
         self.results = self.path / "results.json"
         self.representations = self.path / "representations.json"
+        self.bench = self.path / "bench.json"  # written by contraprune bench --output
         self.card = self.path / "README.md"
         self.report = self.path / "report.html"
 

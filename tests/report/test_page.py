@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from contraprune.cli import main
+from contraprune.errors import UserError
 from contraprune.report import write_report
 from contraprune.report.record import read_run, without_places
 from contraprune.report.sections import Timeline
@@ -145,6 +146,29 @@ def test_a_damaged_file_is_named_in_one_line(runs, tmp_path, capsys, file, text,
     assert len(lines) == 1
     assert message in lines[0]
     assert not (run / "report.html").exists()
+
+
+def test_latencies_are_shown_where_they_were_measured(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs.slim, run)
+    rows = [
+        {"model": model, "runtime": runtime, "dense": dense, "latency": {
+            shape: {"p50_ms": factor * ms, "p95_ms": 2 * factor * ms, "speedup_over_dense": {"any": 9.0 / ms}}
+            for shape, factor in (("1x128", 1), ("8x128", 8))}}
+        for model, runtime, dense, ms in (("/home/alice/dense", "torch", True, 12.0), ("d", "openvino", True, 9.0),
+                                          ("/home/alice/slim", "torch", False, 6.0), ("s", "openvino", False, 4.5))
+    ]  # fmt: skip
+    found = {"machine": {"cpu": "a processor", "threads": 1}, "shapes": ["1x128", "8x128"], "models": rows}
+    (run / "bench.json").write_text(json.dumps(found))
+    content = write_report(run).read_text(encoding="utf-8")
+    text = Page(content).text
+    assert "How fast 2.0× the dense model in its fastest runtime: 4.5 ms in openvino" in text
+    assert "8 texts of 128 tokens" in text
+    assert "1x128 slim torch 6.00 12.00 1.50×" in text
+    assert "/home" not in content
+    (run / "bench.json").write_text(json.dumps({"models": []}))
+    with pytest.raises(UserError, match=r"bench\.json: not what contraprune bench --output writes"):
+        write_report(run)
 
 
 def test_a_run_without_its_model_and_log_still_has_a_page(runs, tmp_path, capsys):

@@ -37,6 +37,7 @@ def run_page(run: Run) -> str:
     """The page of one run."""
     shown = [
         sections.metrics(run),
+        sections.latency(run),
         sections.training(run),
         sections.stages(run),
         sections.anatomy(run),

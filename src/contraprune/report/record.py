@@ -19,6 +19,32 @@ _PLACES = re.compile(r"(?:[A-Za-z]:)?[\\/]|~")  # how an absolute path begins
 
 
 @dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One model in one runtime, with inputs of one shape.
+
+    Attributes:
+        shape: texts x tokens.
+        speedup: over the dense model in its fastest runtime, whatever that runtime's precision.
+    """
+
+    model: str
+    runtime: str
+    dense: bool
+    shape: str
+    p50: float  # milliseconds
+    p95: float
+    speedup: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Latencies, and the machine they were measured on."""
+
+    machine: str
+    timings: list[Timing]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """What a report or a card is made of.
 
@@ -29,6 +55,7 @@ class Run:
         environment: versions and date.
         log: the entries of ``log.jsonl``, in order.
         map: the content of ``representations.json``; with ``skipped`` where there is none.
+        bench: what ``contraprune bench`` measured, if it was written to ``bench.json`` of the run.
         hub_models: names on the hub of ``model`` and ``teacher``, where they are such.
     """
 
@@ -39,6 +66,7 @@ class Run:
     environment: dict[str, Any]
     log: list[dict[str, Any]]
     map: dict[str, Any]
+    bench: Bench | None
     hub_models: dict[str, str]
 
     @property
@@ -105,6 +133,7 @@ def read_run(path: Path) -> Run:
         environment=environment,
         log=_entries(directory.log),
         map=_map(directory.representations),
+        bench=_bench(directory.bench),
         hub_models={key: name for key, name in models.items() if _HUB_NAME.fullmatch(name) and not Path(name).exists()},
     )
 
@@ -153,6 +182,30 @@ def _map(file: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{file}: not a map of representations ({type(error).__name__})") from error
     return found
+
+
+def _bench(file: Path) -> Bench | None:
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        timings = [
+            Timing(
+                model=without_places(row["model"]),
+                runtime=row["runtime"],
+                dense=row["dense"],
+                shape=shape,
+                p50=float(row["latency"][shape]["p50_ms"]),
+                p95=float(row["latency"][shape]["p95_ms"]),
+                speedup=float(row["latency"][shape]["speedup_over_dense"]["any"]),
+            )
+            for shape in found["shapes"]
+            for row in found["models"]
+        ]
+        machine = f"{found['machine']['cpu']}, {found['machine']['threads']} thread(s)"
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not what contraprune bench --output writes ({type(error).__name__})") from error
+    return Bench(machine=machine, timings=timings)
 
 
 def shown_settings(options: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

@@ -8,8 +8,8 @@ import numpy as np
 
 from contraprune.inspection import LayerSummary, Summary, unit_densities
 from contraprune.progress import duration
-from contraprune.report.charts import Chart, Series, heat_map, line_chart, map_chart
-from contraprune.report.record import Run
+from contraprune.report.charts import Chart, Series, bar_chart, heat_map, line_chart, map_chart
+from contraprune.report.record import Run, Timing
 from contraprune.report.svg import number
 
 SOURCES = {"pretrained": "PrC", "snapshots": "SnC", "finetuned": "FiC"}
@@ -86,6 +86,13 @@ def _quality(run: Run) -> Figure:
 def _speed(run: Run) -> Figure:
     seconds = run.results["seconds"]["total"]
     took = f"the run took {duration(seconds)}"
+    fastest = min((one for one in _timings(run) if not one.dense), key=lambda one: one.p50, default=None)
+    if fastest is not None:
+        details = [
+            f"the dense model in its fastest runtime: {fastest.p50:.1f} ms in {fastest.runtime}",
+            f"{_tokens(fastest.shape)}",
+        ]
+        return Figure(question="How fast", value=f"{fastest.speedup:.1f}×", details=details)
     if not run.pruned:
         return Figure(question="How long", value=duration(seconds), details=["for the whole run"])
     if run.structured:
@@ -99,6 +106,38 @@ def _speed(run: Run) -> Figure:
         value="as dense",
         details=["in PyTorch, which multiplies by zeros too; the sparse CPU engine skips them", took],
     )
+
+
+def _timings(run: Run) -> list[Timing]:
+    """Those of the first shape."""
+    timings = [] if run.bench is None else run.bench.timings
+    return [one for one in timings if one.shape == timings[0].shape]
+
+
+def _tokens(shape: str) -> str:
+    """``8x128`` in words."""
+    texts, _, tokens = shape.partition("x")
+    return f"{texts} text{'s' * (texts != '1')} of {tokens} tokens"
+
+
+def latency(run: Run) -> Section | None:
+    """What was measured by ``contraprune bench``; None where nothing was."""
+    if run.bench is None:
+        return None
+    charts = []
+    for shape in dict.fromkeys(one.shape for one in run.bench.timings):
+        timings = sorted((one for one in run.bench.timings if one.shape == shape), key=lambda one: one.p50)
+        bars = [(f"{one.runtime}, {'dense' if one.dense else one.model}", one.p50, None) for one in timings]
+        charts.append(bar_chart(f"Latency, {_tokens(shape)}", bars, x_label="milliseconds, median"))
+    rows = [
+        [one.shape, "dense" if one.dense else one.model, one.runtime, f"{one.p50:.2f}", f"{one.p95:.2f}",
+         f"{one.speedup:.2f}×"]
+        for one in run.bench.timings
+    ]  # fmt: skip
+    headers = ["texts x tokens", "model", "runtime", "median ms", "95 % ms", "times dense"]
+    note = "Times dense: how many times faster than the dense model in its fastest runtime."
+    table = Table(headers=headers, rows=rows, note=note)
+    return Section(title="Latency", charts=charts, table=table, note=f"Measured on {run.bench.machine}.")
 
 
 def readable(name: str) -> str:
