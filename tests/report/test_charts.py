@@ -83,6 +83,17 @@ def test_error_bars_are_as_long_as_the_errors():
     assert lengths == pytest.approx([0.1 * per_unit, 0.2 * per_unit], abs=0.2)
 
 
+def test_points_of_several_series_stand_beside_each_other():
+    both = [
+        Series(name=name, points=[(0.1, 0.7), (0.5, 0.8)], errors=[0.1, 0.1], colour=n) for n, name in enumerate("ab")
+    ]
+    chart = point_chart("t", both, x_label="density", y_label="accuracy")
+    places = [float(dot.attrib["cx"]) for dot in elements(chart, "circle", "dot")]
+    assert places[2] - places[0] == pytest.approx(places[3] - places[1]) == 6
+    lines = [path for path in elements(chart, "path", "line") if "L" in path.attrib["d"]]
+    assert [corner[0] for line in lines for corner in corners(line)] == pytest.approx(places, abs=0.06)
+
+
 def test_bars_begin_at_zero():
     chart = bar_chart("t", [("without PrC", -0.02, 0.01), ("without FiC", 0.01, None)], x_label="d", signed=True)
     first, second = elements(chart, "rect", "bar")

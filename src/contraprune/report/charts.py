@@ -14,6 +14,7 @@ from contraprune.report.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Axis, drawin
 HEIGHT = 230
 MOST_POINTS = 150  # of a line: more cannot be told apart on a screen
 COLOURS = 8
+_BESIDE = 6.0  # between points of two series at the same place, so that their error bars can be told apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +103,10 @@ def _swatch(one: Series) -> str:
     return f"swatch c{one.colour % COLOURS}{' dashed' if one.dashed else ''}"
 
 
-def _line(one: Series, points: Sequence[tuple[float, float]], horizontal: Axis, vertical: Axis) -> Markup:
-    corners = [(horizontal(x), vertical(y)) for x, y in points]
+def _line(
+    one: Series, points: Sequence[tuple[float, float]], horizontal: Axis, vertical: Axis, beside: float = 0.0
+) -> Markup:
+    corners = [(horizontal(x) + beside, vertical(y)) for x, y in points]
     if one.steps:
         corners = [corner for a, b in _pairs(corners) for corner in (a, (b[0], a[1]))] + corners[-1:]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners)
@@ -154,7 +157,10 @@ def point_chart(
     reference: tuple[str, float] | None = None,
     note: str = "",
 ) -> Chart:
-    """Points with error bars, joined by lines; the horizontal axis is logarithmic where values span a factor of 4."""
+    """Points with error bars, joined by lines; the horizontal axis is logarithmic where values span a factor of 4.
+
+    Series stand a little beside each other.
+    """
     xs = sorted({x for one in series for x, _ in one.points})
     ys = [y + sign * (error or 0) for one in series for (_, y), error in zip(one.points, _errors(one), strict=True)
           for sign in (-1, 1)]  # fmt: skip
@@ -169,11 +175,12 @@ def point_chart(
     if reference:
         y = vertical(reference[1])
         parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="reference"))
-    for one in series:
+    for place, one in enumerate(series):
+        beside = (place - (len(series) - 1) / 2) * min(_BESIDE, 24 / len(series))
         if len(one.points) > 1:
-            parts.append(_line(one, one.points, horizontal, vertical))
+            parts.append(_line(one, one.points, horizontal, vertical, beside))
         for (x, y), error in zip(one.points, _errors(one), strict=True):
-            parts += _point(one, horizontal(x), y, error, vertical, f"{x_label} {x:.4g}")
+            parts += _point(one, horizontal(x) + beside, y, error, vertical, f"{x_label} {x:.4g}")
     legend = [(_swatch(one), one.name) for one in series]
     if reference:
         legend.append(("swatch reference", reference[0]))
@@ -213,7 +220,7 @@ def _point(one: Series, x: float, value: float, error: float | None, vertical: A
             parts.append(element("path", d=f"M{x - 4:.1f} {end:.1f}h8", class_=f"line {colour}"))
     shown = f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
     title = element("title", f"{one.name}\n{at}\n{shown}")
-    parts.append(element("circle", title, cx=x, cy=y, r=5, class_=f"dot {colour}"))
+    parts.append(element("circle", title, cx=x, cy=y, r=4, class_=f"dot {colour}"))
     return parts
 
 
