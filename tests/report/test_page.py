@@ -195,9 +195,10 @@ frame.onload = () => {
   for (const svg of page.querySelectorAll("svg")) {
     const boxes = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()]);
     const all = svg.getBoundingClientRect();
+    const cells = [...svg.querySelectorAll(".cell, .gone, .bar")].map(c => ["a cell", c.getBoundingClientRect()]);
     boxes.forEach(([a, p], i) => {
       if (p.left < all.left - 1 || p.right > all.right + 1) found.overlaps.push(a + " leaves the chart");
-      for (const [b, q] of boxes.slice(i + 1))
+      for (const [b, q] of [...boxes.slice(i + 1), ...cells])
         if (p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 4 && q.top < p.bottom - 4)
           found.overlaps.push(a + " | " + b);
     });
