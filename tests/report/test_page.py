@@ -16,7 +16,7 @@ from contraprune.cli import main
 from contraprune.errors import UserError
 from contraprune.report import write_report
 from contraprune.report.record import read_run, without_places
-from contraprune.report.sections import Timeline
+from contraprune.report.timeline import Timeline
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None

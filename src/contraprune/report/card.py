@@ -8,8 +8,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from contraprune.report.parts import readable
 from contraprune.report.record import Run, read_run, shown_settings
-from contraprune.report.sections import readable
 from contraprune.runs import RunDirectory
 from contraprune.saving import write_text
 from contraprune.tasks import published_name

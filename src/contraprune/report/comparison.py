@@ -9,8 +9,8 @@ from contraprune.errors import UserError
 from contraprune.jobs import NOT_IDENTITY
 from contraprune.report.charts import Chart, Series, bar_chart, point_chart
 from contraprune.report.page import render
+from contraprune.report.parts import Figure, Section, Table, readable
 from contraprune.report.record import Run, read_run
-from contraprune.report.sections import Figure, Section, Table, readable
 from contraprune.saving import write_text
 from contraprune.spread import Spread
 

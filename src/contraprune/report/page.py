@@ -7,8 +7,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from contraprune.report import sections
+from contraprune.report.headline import headline
+from contraprune.report.parts import Figure, Section, Table
 from contraprune.report.record import Run, read_run, shown_settings
-from contraprune.report.sections import Figure, Section, Table
+from contraprune.report.timeline import training
 from contraprune.runs import RunDirectory
 from contraprune.saving import write_text
 
@@ -38,7 +40,7 @@ def run_page(run: Run) -> str:
     shown = [
         sections.metrics(run),
         sections.latency(run),
-        sections.training(run),
+        training(run),
         sections.stages(run),
         sections.anatomy(run),
         sections.representations(run),
@@ -54,7 +56,7 @@ def run_page(run: Run) -> str:
     return render(
         title=f"{run.results['task']}, {did}",
         subtitle=" · ".join([run.name, *facts]),
-        figures=sections.headline(run),
+        figures=headline(run),
         shown=[section for section in shown if section is not None],
     )
 
