@@ -162,7 +162,7 @@ def test_latencies_are_shown_where_they_were_measured(runs, tmp_path):
     (run / "bench.json").write_text(json.dumps(found))
     content = write_report(run).read_text(encoding="utf-8")
     text = Page(content).text
-    assert "How fast 2.0× the dense model in its fastest runtime: 4.5 ms in openvino" in text
+    assert "How fast 2.0× as fast as the dense model in its fastest runtime (4.5 ms in openvino)" in text
     assert "8 texts of 128 tokens" in text
     assert "1x128 slim torch 6.00 12.00 1.50×" in text
     assert "/home" not in content

@@ -46,10 +46,10 @@ def _speed(run: Run) -> Figure:
     fastest = min((one for one in _timings(run) if not one.dense), key=lambda one: one.p50, default=None)
     if fastest is not None:
         details = [
-            f"the dense model in its fastest runtime: {fastest.p50:.1f} ms in {fastest.runtime}",
-            f"{tokens(fastest.shape)}",
+            f"as the dense model in its fastest runtime ({fastest.p50:.1f} ms in {fastest.runtime})",
+            tokens(fastest.shape),
         ]
-        return Figure(question="How fast", value=f"{fastest.speedup:.1f}×", details=details)
+        return Figure(question="How fast", value=f"{fastest.speedup:.1f}× as fast", details=details)
     if not run.pruned:
         return Figure(question="How long", value=duration(seconds), details=["for the whole run"])
     if run.structured:
