@@ -131,6 +131,7 @@ def test_stages_follow_each_other_on_one_axis():
     [
         ("results.json", "{", "results.json: not JSON"),
         ("results.json", "[]", "expected the results of a run, found no metrics"),
+        ("results.json", '{"metrics": {"a": 1}, "task": "t", "method": "m"}', "found no parameters"),
         ("log.jsonl", '{"step": 1}\nnonsense\n', "log.jsonl, line 2: expected what a run logs"),
         ("config.yaml", "[1", "config.yaml: not the settings of a run"),
         ("representations.json", "{}", "representations.json: not a map of representations"),

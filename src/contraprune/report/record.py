@@ -121,8 +121,8 @@ def read_run(path: Path) -> Run:
     if not directory.results.is_file():
         raise UserError(f"{path}: expected the directory of a finished run or of a study, found no results.json")
     results = directory.read_results()
-    if not isinstance(results, dict) or not isinstance(results.get("metrics"), dict) or not results["metrics"]:
-        raise UserError(f"{directory.results}: expected the results of a run, found no metrics")
+    if lacking := _lacking(results):
+        raise UserError(f"{directory.results}: expected the results of a run, found no {lacking}")
     options, environment = _settings(directory.config)
     models = {key: str(options[key]) for key in ("model", "teacher") if options.get(key)}
     return Run(
@@ -136,6 +136,18 @@ def read_run(path: Path) -> Run:
         bench=_bench(directory.bench),
         hub_models={key: name for key, name in models.items() if _HUB_NAME.fullmatch(name) and not Path(name).exists()},
     )
+
+
+def _lacking(results: Any) -> str:
+    """What is missing in results, or is of another kind than a run writes; nothing where all is there."""
+    kinds = {"metrics": dict, "task": str, "method": str, "parameters": dict, "seconds": dict}
+    if isinstance(results, dict) and "teacher_metrics" in results:
+        kinds |= {"teacher_metrics": dict, "density": dict}
+    for key, kind in kinds.items():
+        if not isinstance(results, dict) or not isinstance(results.get(key), kind) or not results[key]:
+            return key
+    numbers = [*results["metrics"].values(), *results["seconds"].values()]
+    return "" if all(isinstance(value, int | float) for value in numbers) else "numbers in metrics and seconds"
 
 
 def without_places(value: Any) -> Any:
