@@ -1,4 +1,4 @@
-# Everything runs in .venv, which `setup` makes: make demo, make test, make lint.
+# Everything runs in .venv, which `setup` makes: make demo, make test, make lint, make docs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 DEMO ?= runs/demo
 
-.PHONY: setup demo test sanitize lint audit clean
+.PHONY: setup demo test sanitize lint docs audit clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in build/site; a link that leads nowhere is an error.
+docs: $(STAMP)
+	$(RUN) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Known vulnerabilities of the installed packages; says so, and is no error, where the service cannot be reached.
 audit: $(STAMP)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -83,3 +84,32 @@ def tiny_options(tiny: Path, tmp_path: Path) -> dict[str, object]:
         "cache_dir": str(tmp_path / "cache"),
         "output_dir": str(tmp_path / "run"),
     }
+
+
+@pytest.fixture(scope="session")
+def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Three small real runs: a ``dense`` teacher, and of it a ``sparse`` model (all sources of contrast) and a ``slim``
+    one (heads and neurons removed, no contrast)."""
+    from contraprune.pipeline import finetune, prune  # noqa: PLC0415 - after the settings above
+
+    folder = tmp_path_factory.mktemp("runs")
+    common = {
+        "model": str(tiny / "pretrained"),
+        "task": "toy",
+        "max_train_samples": 64,
+        "max_eval_samples": 48,
+        "max_length": 24,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 16,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    finetune(**common, output_dir=str(folder / "dense"))
+    common |= {"teacher": str(folder / "dense" / "model"), "cache_dir": str(folder / "cache")}
+    prune(**common, density=0.25, extra_examples=32, output_dir=str(folder / "sparse"))
+    prune(
+        **common, method="taylor", density=0.5, num_stages=2, contrast="none", importance_examples=32,
+        output_dir=str(folder / "slim"),
+    )  # fmt: skip
+    return SimpleNamespace(**{name: folder / name for name in ("dense", "sparse", "slim")})

@@ -5,10 +5,12 @@ import os
 import signal
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from contraprune.callbacks import GradualPruning, Interruption, LogFile, NoLastCheckpoint, Snapshots
 from contraprune.errors import Interrupted
+from contraprune.pipeline import prune
 from contraprune.pruning_config import PruningConfig
 from reference import cubic
 
@@ -127,3 +129,25 @@ def test_ctrl_c_waits_for_the_end_of_the_step_and_its_checkpoint_a_second_one_do
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
     assert capsys.readouterr().err.count("Ctrl-C once more stops at once") == 1
+
+
+@pytest.mark.parametrize("method", ["movement", "taylor"])
+def test_tensorboard_gets_the_parts_of_the_loss_and_the_density(tiny_options, tmp_path, method):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415 - optional
+
+    extra = {"num_stages": 2, "density": 0.5} if method == "taylor" else {}
+    prune(**tiny_options | extra | {"method": method, "num_train_epochs": 1, "report_to": "tensorboard"})
+    run = tmp_path / "run"
+    folders = sorted({file.parent for file in (run / "tensorboard").rglob("events*")})
+    assert len(folders) == (2 if method == "taylor" else 1)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for folder in folders:
+        events = EventAccumulator(str(folder)).Reload()
+        stage = folder.name if method == "taylor" else None
+        for name in ("loss", "loss_ce", "loss_kd", "loss_finetuned_supervised", "density"):
+            logged = [(entry["step"], entry[name]) for entry in log if name in entry and entry.get("stage") == stage]
+            found = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+            assert len(found) == 4
+            np.testing.assert_allclose(found, logged, rtol=1e-6)
+    assert not (run / "checkpoints").exists()

@@ -1,10 +1,11 @@
 """What inspect counts, against counting by hand."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from contraprune.inspection import summarise, weight_bytes
+from contraprune.inspection import Units, summarise, unit_densities, weight_bytes
 from contraprune.remote_code import declare_shapes
 from contraprune.shrinking import shrink
 from contraprune.structure import find_layers
@@ -105,3 +106,17 @@ def test_a_shrunk_model_tells_what_it_had_before(shrunk, capsys):
 @pytest.mark.parametrize(("fraction", "filled"), [(0, 0), (0.001, 1), (0.5, 12), (0.999, 23), (1, 24)])
 def test_bars_end_where_units_do(fraction, filled):
     assert _bar(fraction, ("#", ".")) == "#" * filled + "." * (24 - filled)
+
+
+def test_a_unit_is_a_cell_and_removed_ones_are_blank():
+    groups = [Units(before=4, densities=(0.5, 1.0), living=2), Units(before=4, densities=(0.1,) * 4, living=4)]
+    cells = unit_densities(groups, 96)
+    np.testing.assert_allclose(cells, [[0.5, 1.0, np.nan, np.nan], [0.1] * 4])
+
+
+def test_many_units_share_cells():
+    densities = tuple(np.linspace(0, 1, 500))
+    cells = unit_densities([Units(before=960, densities=densities, living=500)], 96)
+    assert cells.shape == (1, 96)
+    np.testing.assert_allclose(cells[0, :50], np.reshape(densities, (50, 10)).mean(axis=1))
+    assert np.isnan(cells[0, 50:]).all()

@@ -2,26 +2,11 @@
 
 import sys
 
-import numpy as np
 import pytest
 
 from contraprune.cli import main
 from contraprune.errors import UserError
-from contraprune.inspection import Units
-from contraprune.pictures import _cells, check_picture
-
-
-def test_a_unit_is_a_cell_and_removed_ones_are_blank():
-    cells = _cells([Units(before=4, densities=(0.5, 1.0), living=2), Units(before=4, densities=(0.1,) * 4, living=4)])
-    np.testing.assert_allclose(cells, [[0.5, 1.0, np.nan, np.nan], [0.1] * 4])
-
-
-def test_many_units_share_cells():
-    densities = tuple(np.linspace(0, 1, 500))
-    cells = _cells([Units(before=960, densities=densities, living=500)])
-    assert cells.shape == (1, 96)
-    np.testing.assert_allclose(cells[0, :50], np.reshape(densities, (50, 10)).mean(axis=1))
-    assert np.isnan(cells[0, 50:]).all()
+from contraprune.pictures import check_picture
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("deep/b.svg", b"<?xml")])

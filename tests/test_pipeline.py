@@ -129,7 +129,10 @@ def test_result_files_say_what_happened(tiny_options):
     results = contraprune.prune(**tiny_options, unsupervised_weight=0.3, supervised_weight=0.02)
     run = Path(tiny_options["output_dir"])
     assert json.loads((run / "results.json").read_text()) == results
-    left = ["SHA256SUMS", "config.yaml", "log.jsonl", "model", "results.json"]
+    left = [
+        "README.md", "SHA256SUMS", "config.yaml", "log.jsonl", "model", "report.html", "representations.json",
+        "results.json",
+    ]  # fmt: skip
     assert sorted(path.name for path in run.iterdir()) == left
     assert results["metrics"].keys() == results["teacher_metrics"].keys() == {"accuracy"}
     assert results["retained"] == results["metrics"]["accuracy"] / results["teacher_metrics"]["accuracy"]

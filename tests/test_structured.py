@@ -83,7 +83,10 @@ def test_a_run_removes_units_for_good_and_reports_every_stage(options):
     assert results["density"]["encoder"] == pytest.approx(0.5, abs=0.01)
     assert results["stages"][-1]["metrics"] == results["metrics"]
     run = Path(options["output_dir"])
-    left = ["SHA256SUMS", "config.yaml", "log.jsonl", "model", "results.json"]
+    left = [
+        "README.md", "SHA256SUMS", "config.yaml", "log.jsonl", "model", "report.html", "representations.json",
+        "results.json",
+    ]  # fmt: skip
     assert sorted(path.name for path in run.iterdir()) == left
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert {entry["stage"] for entry in log} == {"stage-01", "stage-02"}

@@ -1,9 +1,10 @@
 """Contrastive Pruning of fine-tuned Hugging Face models.
 
->>> import contraprune
->>> results = contraprune.prune(model="bert-base-uncased", teacher="runs/teacher/model", task="sst2",
-...                             density=0.1, output_dir="runs/pruned")  # doctest: +SKIP
->>> model = contraprune.load("runs/pruned")  # doctest: +SKIP
+Examples:
+    >>> import contraprune
+    >>> results = contraprune.prune(model="bert-base-uncased", teacher="runs/teacher/model", task="sst2",
+    ...                             density=0.1, output_dir="runs/pruned")  # doctest: +SKIP
+    >>> model = contraprune.load("runs/pruned")  # doctest: +SKIP
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What happens between the steps of a training run: masks, snapshots, the log file, the progress bar."""
+"""What happens between the steps of a training run: masks, snapshots, the log file, progress."""
 
 import json
 import math
@@ -15,6 +15,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 
 from contraprune.errors import Interrupted
 from contraprune.files import write_text
+from contraprune.progress import Lines
 from contraprune.pruning_config import PruningConfig
 from contraprune.runs import Stopwatch
 from contraprune.schedules import Moment
@@ -193,12 +194,26 @@ class Interruption(TrainerCallback):
             raise Interrupted(f"state saved after step {state.global_step} of {state.max_steps}")
 
 
+class _Facts:
+    """What progress says beside the steps: the last loss and, where there are masks, their density."""
+
+    def __init__(self, density: Callable[[], float] | None) -> None:
+        self.density = density
+        self.shown: dict[str, str] = {}
+
+    def update(self, logs: dict[str, float]) -> dict[str, str]:
+        self.shown |= {key: f"{logs[key]:.3f}" for key in ("loss", "eval_loss") if key in logs}
+        if self.density is not None:
+            self.shown["density"] = f"{self.density():.3f}"
+        return self.shown
+
+
 class Progress(ProgressCallback):
     """The stock progress bar, showing the last loss and, where there are masks, their density."""
 
     def __init__(self, density: Callable[[], float] | None = None) -> None:
         super().__init__()
-        self.density = density
+        self.facts = _Facts(density)
 
     def on_log(
         self,
@@ -208,9 +223,37 @@ class Progress(ProgressCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self.training_bar is None or not logs:
-            return
-        shown: dict[str, str] = {key: f"{logs[key]:.3f}" for key in ("loss", "eval_loss") if key in logs}
-        if self.density is not None:
-            shown["density"] = f"{self.density():.3f}"
-        self.training_bar.set_postfix(shown)
+        if self.training_bar is not None and logs:
+            self.training_bar.set_postfix(self.facts.update(logs))
+
+
+class ProgressLines(TrainerCallback):
+    """The same where no bar can be drawn: lines in a log.
+
+    Args:
+        description: what is trained.
+    """
+
+    def __init__(self, description: str, density: Callable[[], float] | None = None) -> None:
+        self.description = description
+        self.facts = _Facts(density)
+        self.lines: Lines | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.lines = Lines(self.description, state.max_steps, done=state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self.lines is not None
+        self.lines.step(state.global_step, ", ".join(f"{name} {value}" for name, value in self.facts.shown.items()))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.facts.update(logs or {})

@@ -108,7 +108,7 @@ def _columns() -> int:
     return shutil.get_terminal_size().columns
 
 
-def _parser(command: str, classes: Sequence[type], *, positional: str | None = None) -> Any:
+def _parser(command: str, classes: Sequence[type], *, positional: str | None = None, nargs: str | None = None) -> Any:
     """A parser whose flags are the fields of ``classes``; training-loop fields beyond the usual stay unlisted."""
     from transformers import HfArgumentParser, TrainingArguments
 
@@ -128,7 +128,7 @@ def _parser(command: str, classes: Sequence[type], *, positional: str | None = N
         add_help=False,
     )
     if positional is not None:
-        parser.add_argument("path", metavar=positional, help=_POSITIONAL[positional])
+        parser.add_argument("path", metavar=positional, nargs=nargs, help=_POSITIONAL[positional])
     parser.add_argument("-h", "--help", action="help", help="Show this help and exit.")
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="Read options from a YAML file ('option: value'); flags override it."
@@ -145,6 +145,7 @@ def _parser(command: str, classes: Sequence[type], *, positional: str | None = N
 
 _POSITIONAL = {
     "MODEL": "Directory (or hub name) of the model.",
+    "DIR": "Directories of finished runs, or of studies.",
     "KIND": "What to vary: ablation (parts of the method), sparsity (densities) or criteria (methods).",
 }
 _METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT"}
@@ -161,12 +162,19 @@ def _readable(message: str, parser: argparse.ArgumentParser) -> str:
     return message
 
 
-def parse(command: str, classes: Sequence[type], arguments: list[str], *, positional: str | None = None) -> Any:
+def parse(
+    command: str,
+    classes: Sequence[type],
+    arguments: list[str],
+    *,
+    positional: str | None = None,
+    nargs: str | None = None,
+) -> Any:
     """Settings of ``classes`` from flags, over those of ``--config``, over the defaults (and the namespace)."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # of loading and saving weights: seconds at most
-    parser = _parser(command, classes, positional=positional)
+    parser = _parser(command, classes, positional=positional, nargs=nargs)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     config = first.parse_known_args(arguments)[0].config
@@ -302,6 +310,28 @@ def _export(arguments: list[str]) -> None:
     show_export(run_export(namespace.path, data, export), export.output_dir)
 
 
+def _report(arguments: list[str]) -> None:
+    from pathlib import Path
+
+    from contraprune.config import ReportConfig
+    from contraprune.report import write_comparison, write_report
+    from contraprune.study.directory import RECORD, StudyDirectory
+    from contraprune.tables import show_table
+
+    config, namespace = parse("report", (ReportConfig,), arguments, positional="DIR", nargs="+")
+    paths = [Path(path) for path in namespace.path]
+    studies = {path: StudyDirectory(path) for path in paths if (path / RECORD).is_file()}
+    if len(paths) == 1 and not studies:
+        print(f"written to {write_report(paths[0], None if config.output is None else Path(config.output))}")
+        return
+    members = [member for path in paths for member in (studies[path].members() if path in studies else [(path, None)])]
+    usual = paths[0] / "report.html" if len(paths) == 1 else Path("comparison.html")
+    file = usual if config.output is None else Path(config.output)
+    effects = [effect for study in studies.values() for effect in study.effects()]
+    table = write_comparison(members, file, effects=effects)
+    show_table(table.headers, table.rows, note=f"written to {file}")
+
+
 def _demo(arguments: list[str]) -> None:
     from contraprune.demo import DemoConfig, run_demo
 
@@ -324,6 +354,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "inspect": (_inspect, "Living heads and neurons of a model, density of its matrices, its parameters and its size."),
     "export": (_export, "Write a model in the format it is deployed in: sparse (compressed, for the engine) or dense."),
     "study": (_study, "Prune many times: parts of the method taken away, densities or methods, each over seeds."),
+    "report": (_report, "A page to look at: of one run, or of several runs and studies compared."),
     "probe": (_probe, "What a model still knows of other tasks: linear heads on its frozen encoder."),
 }
 
@@ -337,6 +368,7 @@ _USAGE = {
     "inspect": "MODEL [--picture FILE.png]",
     "export": f"MODEL --format sparse|dense --output_dir DIR [options] [{_DATA_USAGE}]",
     "study": f"KIND --model M --teacher DIR {_DATA_USAGE} --seeds 1,2,3 --output_dir DIR [options]",
+    "report": "DIR [DIR ...] [--output FILE.html]",
     "probe": "MODEL [--against MODEL ...] --tasks T,T [--data_dir DIR] [options]",
 }
 

@@ -277,6 +277,23 @@ class InspectionConfig:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Where a report goes."""
+
+    _argument_group_name: ClassVar[str] = "report"
+
+    output: str | None = setting(
+        None,
+        "The page to write. Default: report.html in the directory of the run or study; of several, comparison.html in "
+        "the current one.",
+    )
+
+    def __post_init__(self) -> None:
+        ends_right = self.output is None or self.output.lower().endswith((".html", ".htm"))
+        _require(ends_right, "output", "a name that ends in .html", self.output)
+
+
 @dataclass
 class FinetuneArguments(TrainingArguments):
     """``transformers.TrainingArguments`` with defaults for fine-tuning a classifier of BERT's kind."""
@@ -306,6 +323,12 @@ class FinetuneArguments(TrainingArguments):
     save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints to keep."})
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin the batches in memory, for a GPU."}
+    )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "Push the finished model, with its card, to --hub_model_id on the hub."}
+    )
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Where --push_to_hub pushes to: NAME, or OWNER/NAME."}
     )
     report_to: None | str | list[str] = field(  # noqa: RUF036 - the order HfArgumentParser understands
         default="none", metadata={"help": "Loggers: none, all, tensorboard, wandb, ..."}
@@ -338,7 +361,7 @@ class PruneArguments(FinetuneArguments):
 _REFUSED: dict[str, str] = {
     "load_best_model_at_end": "the best checkpoint of a pruning run is a denser one; leave it off",
     "save_only_model": "a run that is interrupted continues from its checkpoints; leave it off",
-    "push_to_hub": "upload OUTPUT_DIR/model when the run is over (hf upload)",
+    "hub_always_push": "checkpoints are not pushed; --push_to_hub pushes the finished model",
     "deepspeed": "sharded weights cannot be ranked; use plain data parallelism",
     "fsdp": "sharded weights cannot be ranked; use plain data parallelism",
     "use_liger_kernel": "its fused layers bypass the masked ones; leave it off",
@@ -346,7 +369,8 @@ _REFUSED: dict[str, str] = {
 SHOWN_TRAINING_FIELDS = (
     "output_dir", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps", "per_device_train_batch_size",
     "per_device_eval_batch_size", "gradient_accumulation_steps", "weight_decay", "seed", "bf16", "eval_strategy",
-    "save_strategy", "logging_steps", "report_to", "disable_tqdm", "resume_from_checkpoint",
+    "save_strategy", "logging_steps", "report_to", "disable_tqdm", "resume_from_checkpoint", "push_to_hub",
+    "hub_model_id",
 )  # fmt: skip
 
 
@@ -357,12 +381,25 @@ def _check_training(arguments: TrainingArguments) -> None:
         value = getattr(arguments, name)
         if value and value != "false":
             raise UserError(f"--{name} {value}: not supported: {reason}")
+    _check_hub(arguments)
     for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"):
         value = getattr(arguments, name)
         _require(value is None or 0 < value < math.inf, name, "a positive number", value)
     for name in ("seed", "data_seed"):
         value = getattr(arguments, name)
         _require(value is None or 0 <= value < 2**32, name, "a number from 0 to 4294967295", value)
+
+
+def _check_hub(arguments: TrainingArguments) -> None:
+    strategy = getattr(arguments.hub_strategy, "value", arguments.hub_strategy)
+    if strategy not in ("every_save", "end"):  # the default, and what is done
+        raise UserError(f"--hub_strategy {strategy}: not supported: only the finished model is pushed")
+    if arguments.push_to_hub:
+        _require(bool(arguments.hub_model_id), "hub_model_id", "the model's name with --push_to_hub", "none")
+        return
+    for name in ("hub_model_id", "hub_private_repo", "hub_revision"):
+        if (value := getattr(arguments, name)) is not None:
+            raise UserError(f"--{name} {value}: only with --push_to_hub")
 
 
 def build(classes: Sequence[type[T]], options: Mapping[str, Any]) -> tuple[T, ...]:

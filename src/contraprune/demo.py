@@ -90,7 +90,8 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     )
     console.print(_table(output, teacher, pruned))
     console.print(
-        f"{time.perf_counter() - started:.0f} s in all. Look further:\n"
+        f"{time.perf_counter() - started:.0f} s in all. To look at: {output}/pruned/report.html\n"
+        "Look further:\n"
         f"  contraprune inspect {output}/pruned/model\n"
         f"  contraprune evaluate {output}/pruned/model --task toy --data_dir {data}\n"
         f"  {output}/pruned/log.jsonl has every part of the loss, {output}/pruned/config.yaml repeats the run",

@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from contraprune.objectives import Objective
 from contraprune.pooling import Pooling, pool
+from contraprune.progress import progress as tracked
 from contraprune.tasks import Task
 
 
@@ -130,7 +130,7 @@ def encode(
         generator=torch.Generator(),  # the loader draws a seed, not from the global stream
     )
     loader = accelerator.prepare(loader)
-    for batch in tqdm(loader, desc=description, disable=not progress, leave=False):
+    for batch in tracked(loader, description, show=progress):
         features = features_of(batch, task.objective)
         with accelerator.autocast():
             outputs = task.outputs(model(**features), features)

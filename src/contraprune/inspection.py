@@ -1,9 +1,12 @@
 """What a model is made of: living heads and neurons, density of every matrix, parameters, size on disk."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -127,6 +130,21 @@ def _nonzero(projection: Projection, units: int, *, side: int) -> tuple[Tensor, 
     per_feature = torch.count_nonzero(weight, dim=feature_dims(projection.module)[1 - side])
     counts = per_feature.view(projection.blocks, units, projection.size).sum(dim=(0, 2))
     return counts, weight.numel() // max(1, units)
+
+
+def unit_densities(groups: Sequence[Units], most_columns: int) -> Float[np.ndarray, "layers columns"]:
+    """The density of every unit, a row per layer; NaN where units were removed for good (at the end of a row).
+
+    Where a layer had more than ``most_columns`` units, a column is the mean of neighbours.
+    """
+    widest = max(units.before for units in groups)
+    columns = min(widest, most_columns)
+    cells = np.full((len(groups), columns), np.nan)
+    for row, units in enumerate(groups):
+        owners = np.arange(len(units.densities)) * columns // widest
+        for column in np.unique(owners):
+            cells[row, column] = np.mean(np.asarray(units.densities)[owners == column])
+    return cells
 
 
 def weight_bytes(directory: Path) -> int:

@@ -20,8 +20,9 @@ from transformers import (
     ProgressCallback,
     TrainingArguments,
 )
+from transformers.integrations import TensorBoardCallback
 
-from contraprune.callbacks import Interruption, Laps, LogFile, Progress
+from contraprune.callbacks import Interruption, Laps, LogFile, Progress, ProgressLines
 from contraprune.config import SHOWN_TRAINING_FIELDS, DataConfig, FinetuneArguments, RunConfig
 from contraprune.disk import announce, most_checkpoints
 from contraprune.encoding import readable
@@ -29,6 +30,7 @@ from contraprune.errors import UserError
 from contraprune.failures import TRAINING, explained
 from contraprune.files import check, sealed
 from contraprune.prediction import Evaluation, evaluate
+from contraprune.progress import draws_bars
 from contraprune.runs import RunDirectory, Stopwatch
 from contraprune.saving import load_pretrained, save_model
 from contraprune.tasks import Task
@@ -37,7 +39,7 @@ from contraprune.trainer import TaskTrainer
 NOT_IDENTITY = frozenset(
     ("output_dir", "overwrite", "cache_dir", "disable_tqdm", "report_to", "logging_steps", "save_strategy",
      "save_steps", "save_total_limit", "eval_strategy", "resume_from_checkpoint", "per_device_eval_batch_size",
-     "bank_memory_gb", "run_name")
+     "bank_memory_gb", "run_name", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 )  # fmt: skip
 """Settings that may differ when a run is taken up again: they say how it reports and saves, not what it computes."""
 
@@ -191,8 +193,12 @@ class Job:
         trainer.pop_callback(ProgressCallback)
         trainer.pop_callback(PrinterCallback)
         if self.progress:
-            trainer.add_callback(Progress(density))
+            description = f"{stage or 'training'}, steps"
+            trainer.add_callback(Progress(density) if draws_bars() else ProgressLines(description, density))
         trainer.add_callback(LogFile(self.directory.log, stage))
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(self.directory.tensorboard / stage)  # its default is among the checkpoints
         watches = (self.stopwatch, *stopwatches)
         trainer.add_callback(Laps(watches))
         checkpoint = _checked(self.arguments.resume_from_checkpoint) or self.directory.last_checkpoint(stage)
@@ -230,7 +236,9 @@ class Job:
         """Writes results.json, which marks the run finished, and removes what only a running run needs."""
         seconds = {name: round(value, 2) for name, value in self.stopwatch.seconds.items()}
         seconds["total"] = round(sum(seconds.values()), 2)
-        results = {"task": self.task.name, **results, "seconds": seconds, "seed": self.arguments.seed}
+        examples = {split: len(rows) for split, rows in (("train", self._train), *self._evaluation.items()) if rows}
+        results = {"task": self.task.name, **results, "examples": examples}
+        results |= {"seconds": seconds, "seed": self.arguments.seed}
         if self.main:
             self.directory.finish(results)
         return results
@@ -274,7 +282,8 @@ def _environment() -> dict[str, Any]:
 
 
 def _trainer_arguments(arguments: TrainingArguments, folder: Path) -> TrainingArguments:
-    """The same arguments with checkpoints in a folder of their own."""
+    """The same arguments with checkpoints in a folder of their own, which are not pushed to the hub."""
     changed = copy.copy(arguments)
     changed.output_dir = str(folder)
+    changed.push_to_hub = False
     return changed

@@ -1,13 +1,12 @@
 """Pictures of a model: which heads and neurons are left, and how dense they are."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from contraprune.errors import UserError
-from contraprune.inspection import Summary, Units
+from contraprune.inspection import Summary, unit_densities
 
 ENDINGS = (".png", ".svg")
 _BINS = 96  # of neurons, in the order in which they stand
@@ -37,7 +36,7 @@ def draw_summary(summary: Summary, path: Path, title: str) -> None:
     heads, neurons = ([getattr(layer, kind) for layer in summary.layers] for kind in ("heads", "neurons"))
     height = 1.6 + 0.28 * len(summary.layers)
     figure, axes = pyplot.subplots(1, 2, figsize=(11, height), width_ratios=(1, 2), layout="constrained")
-    panels = [_cells(groups) for groups in (heads, neurons)]
+    panels = [unit_densities(groups, _BINS) for groups in (heads, neurons)]
     densest = max(float(np.nan_to_num(cells).max(initial=0)) for cells in panels) or 1.0
     names = ("attention heads", "FFN neurons")
     for axis, groups, cells, name in zip(axes, (heads, neurons), panels, names, strict=True):
@@ -55,18 +54,6 @@ def draw_summary(summary: Summary, path: Path, title: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
-
-
-def _cells(groups: Sequence[Units]) -> np.ndarray:
-    """(layers, columns) mean densities; a column is a unit, or a share of them where there are many; NaN is removed."""
-    widest = max(units.before for units in groups)
-    columns = min(widest, _BINS)
-    cells = np.full((len(groups), columns), np.nan)
-    for row, units in enumerate(groups):
-        owners = np.arange(len(units.densities)) * columns // widest
-        for column in np.unique(owners):
-            cells[row, column] = np.mean(np.asarray(units.densities)[owners == column])
-    return cells
 
 
 def _pyplot() -> Any:

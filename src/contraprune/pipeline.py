@@ -22,6 +22,8 @@ from contraprune.errors import UserError
 from contraprune.failures import READING, explained
 from contraprune.jobs import Job
 from contraprune.pruning_config import PruningConfig
+from contraprune.publishing import prepare_repository, publish
+from contraprune.report import write_card, write_report
 from contraprune.saving import load_for_finetuning, load_tokenizer, parameter_counts
 from contraprune.settings import refuse_unless_default
 from contraprune.structured import prune_units
@@ -63,7 +65,11 @@ def run_finetune(run: RunConfig, data: DataConfig, arguments: FinetuneArguments)
     with explained(str(arguments.output_dir), READING):
         task = load_task(**data.source(), seed=arguments.seed)
         with Job.start("finetune", task, run, (data.for_task(task),), arguments) as job:
-            return job.directory.read_results() if job.finished else _finetune(job, run, arguments)
+            if job.finished:
+                return _again(job)
+            if job.main:
+                prepare_repository(arguments)
+            return _present(job, _finetune(job, run, arguments))
 
 
 def _finetune(job: Job, run: RunConfig, arguments: FinetuneArguments) -> dict[str, Any]:
@@ -76,7 +82,8 @@ def _finetune(job: Job, run: RunConfig, arguments: FinetuneArguments) -> dict[st
     job.lap("load")
     job.train(trainer)
     evaluation = job.save(model, tokenizer)
-    return job.finish({"method": "finetune", "metrics": evaluation.metrics, "parameters": parameter_counts(model)})
+    results = {"method": "finetune", "metrics": evaluation.metrics, "parameters": parameter_counts(model)}
+    return job.finish(results)
 
 
 def run_prune(
@@ -107,10 +114,31 @@ def run_prune(
         contrast = contrast.for_task(task)
         with Job.start("prune", task, run, (data.for_task(task), pruning, structured, contrast), arguments) as job:
             if job.finished:
-                return job.directory.read_results()
+                return _again(job)
+            if job.main:
+                prepare_repository(arguments)
             if whole_units:
-                return prune_units(job, run, pruning, structured, contrast)
-            return prune_weights(job, run, pruning, contrast)
+                return _present(job, prune_units(job, run, pruning, structured, contrast))
+            return _present(job, prune_weights(job, run, pruning, contrast))
+
+
+def _again(job: Job) -> dict[str, Any]:
+    """The results of a run that was finished before; what it did not present or publish then is done now."""
+    results = job.directory.read_results()
+    if not job.directory.report.is_file():  # the last thing written
+        return _present(job, results)
+    if job.main:
+        publish(job.directory, job.arguments)
+    return results
+
+
+def _present(job: Job, results: dict[str, Any]) -> dict[str, Any]:
+    """Writes the card and the report of a run that is finished, and publishes the model if that was asked for."""
+    if job.main:
+        write_card(job.directory.path, repository=job.arguments.hub_model_id)
+        write_report(job.directory.path)
+        publish(job.directory, job.arguments)
+    return results
 
 
 def _check_method(pruning: PruningConfig) -> None:

@@ -10,10 +10,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from contraprune.encoding import features_of, longest_first, readable
+from contraprune.progress import progress as tracked
 from contraprune.tasks import Task
 from contraprune.tasks.base import Collator
 
@@ -99,7 +99,7 @@ def _passes(
     """Outputs of each row, and the loss of the batch it was in."""
     # A loader draws a seed: not from the global stream, so that a run resumed after an evaluation is the same run.
     loader = DataLoader(rows, batch_size=batch_size, collate_fn=collator, generator=torch.Generator())
-    for collated in tqdm(loader, desc="evaluating", disable=not progress, leave=False):
+    for collated in tracked(loader, "evaluating", show=progress):
         batch = {name: value.to(model.device) for name, value in collated.items()}
         features = features_of(batch, task.objective)
         outputs = task.outputs(model(**features), features)

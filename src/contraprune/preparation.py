@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,8 @@ from contraprune.jobs import Job
 from contraprune.objectives import Value
 from contraprune.prediction import Evaluation
 from contraprune.pruning_config import PruningConfig
-from contraprune.saving import load_for_finetuning, load_pretrained, load_tokenizer, of_pooler
+from contraprune.representations import map_of_representations
+from contraprune.saving import load_for_finetuning, load_pretrained, load_tokenizer, of_pooler, write_text
 from contraprune.sources import SourceBuilder, cache_directory, model_fingerprint
 from contraprune.structure import find_layers
 from contraprune.tasks import Task
@@ -47,6 +49,19 @@ class Prepared:
         """Keyword arguments of a ``ContrastTrainer`` of the model as it is now."""
         options = self.job.trainer_options(self.model, self.tokenizer, stage=stage)
         return options | {"contrast": self.contrast, "knowledge": self.knowledge, "reader": self.reader}
+
+    def map_representations(self, trainer: ContrastTrainer) -> None:
+        """Writes where examples lie for the models before pruning and for the trainer's model, which is pruned."""
+        found = map_of_representations(
+            trainer,
+            self.reader,
+            self.knowledge,
+            batch_size=self.job.arguments.per_device_eval_batch_size,
+            seed=self.job.arguments.seed,
+        )
+        if self.job.main:
+            write_text(self.job.directory.representations, json.dumps(found, ensure_ascii=False))
+        self.job.lap("map")
 
     def finish(
         self,

@@ -17,7 +17,6 @@ from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from contraprune.config import EvaluationConfig
@@ -25,6 +24,7 @@ from contraprune.encoding import Reader, features_of, readable
 from contraprune.errors import UserError
 from contraprune.objectives import OneLabel, Value
 from contraprune.pooling import Pooling
+from contraprune.progress import progress as tracked
 from contraprune.saving import load_for_finetuning, load_tokenizer
 from contraprune.settings import setting
 from contraprune.tasks import Task, load_task
@@ -133,7 +133,7 @@ class Encoder:
         )
         reader = Reader(self.model, pooling=pooling, use_pooler=self.use_pooler)
         found = np.empty((len(encoded), self.model.config.hidden_size), dtype=np.float32)
-        for batch in tqdm(loader, desc=description, disable=not progress, leave=False):
+        for batch in tracked(loader, description, show=progress):
             features = {name: value.to(self.model.device) for name, value in features_of(batch, task.objective).items()}
             self.model(**features)
             found[batch["idx"].numpy()] = reader.take(features["attention_mask"]).float().cpu().numpy()

@@ -18,14 +18,18 @@ from contraprune.errors import UserError
 from contraprune.files import SUMS, as_json, check, sealed, write_sums, write_text
 
 RECORD = "run"  # the key of config.yaml that records the run; all others are options
-_OWN_FILES = ("config.yaml", "log.jsonl", "results.json", "README.md", "report.html", "seconds.json", SUMS)
-_OWN_FOLDERS = ("model", "checkpoints", "banks", "stages")
+_OWN_FILES = (
+    "config.yaml", "log.jsonl", "results.json", "README.md", "report.html", "representations.json", "bench.json",
+    "seconds.json", SUMS,
+)  # fmt: skip
+_OWN_FOLDERS = ("model", "checkpoints", "banks", "stages", "tensorboard")
 _LOCK = ".lock"
 _LEFT_OVER = (".tmp", ".old")  # ends of names under which files are written, and folders replaced
 
 
 class RunDirectory:
-    """``config.yaml``, ``log.jsonl``, ``results.json``, ``model/``; until it is finished, what it resumes from."""
+    """``config.yaml``, ``log.jsonl``, ``results.json``, ``report.html``, ``README.md``, ``model/``; until it is
+    finished, what it resumes from."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -33,11 +37,15 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.banks = self.path / "banks"
         self.stages = self.path / "stages"
+        self.tensorboard = self.path / "tensorboard"
         self.config = self.path / "config.yaml"
         self.log = self.path / "log.jsonl"
         self.results = self.path / "results.json"
+        self.representations = self.path / "representations.json"
+        self.bench = self.path / "bench.json"  # written by contraprune bench --output
         self.card = self.path / "README.md"
         self.seconds = self.path / "seconds.json"
+        self.report = self.path / "report.html"
         self._lock = FileLock(self.path / _LOCK)
 
     def claim(

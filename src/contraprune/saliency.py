@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from contraprune.encoding import features_of, longest_first
 from contraprune.masking import MaskedLinear
+from contraprune.progress import progress as tracked
 from contraprune.tasks import Task
 
 
@@ -57,7 +57,7 @@ def fisher_saliency(
     )
     squares = {name: torch.zeros_like(linear.weight) for name, linear in linears.items()}
     weights = [linear.weight for linear in linears.values()]
-    for batch in tqdm(loader, desc="rating weights", disable=not progress, leave=False):
+    for batch in tracked(loader, "rating weights", show=progress):
         features = features_of(batch, task.objective)
         with accelerator.autocast():
             outputs = task.outputs(model(**features), features)

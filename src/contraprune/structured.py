@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from contraprune.callbacks import NoLastCheckpoint
@@ -22,6 +21,7 @@ from contraprune.errors import UserError
 from contraprune.files import write_json
 from contraprune.jobs import Job
 from contraprune.preparation import Prepared, make_student, prepare
+from contraprune.progress import progress
 from contraprune.pruning_config import PruningConfig
 from contraprune.runs import Stopwatch
 from contraprune.saving import load_pretrained, parameter_counts, save_model
@@ -93,17 +93,18 @@ def prune_units(
     snapshots = len(structured.fractions()) - 1
     prepared = prepare(job, run, pruning, contrast, snapshots=snapshots)
     model = prepared.model
-    before, weights_before = parameter_counts(model)["all"], _encoder_weights(model)
+    before = parameter_counts(model)["all"]
     stages = StageRunner(prepared, structured)
     for stage in plan_stages(find_layers(model), pruning, structured):
         stages.run(stage)
     model = prepared.model
+    prepared.map_representations(ContrastTrainer(**prepared.trainer_options("map")))
     prepared.reader.remove()
     evaluation = job.save(model, prepared.tokenizer)
     return prepared.finish(
         pruning.method,
         evaluation,
-        density={"target": pruning.density, "encoder": _encoder_weights(model) / weights_before},
+        density={"target": pruning.density, "encoder": _encoder_weights(model) / stages.weights_before},
         parameters={"before": before, "after": parameter_counts(model)["all"]},
         stages=stages.records,
     )
@@ -116,6 +117,7 @@ class StageRunner:
         self.prepared = prepared
         self.job = prepared.job
         self.structured = structured
+        self.weights_before = _encoder_weights(prepared.model)
         self.records: list[dict[str, Any]] = []
         self.job.directory.stages.mkdir(exist_ok=True)
 
@@ -134,6 +136,7 @@ class StageRunner:
         trainer = ContrastTrainer(**self.prepared.trainer_options(name))
         self.remove_units(stage, trainer, folder)
         stopwatch.lap("importance_and_removal")
+        trainer.density = _encoder_weights(self.prepared.model) / self.weights_before
         trainer.add_callback(NoLastCheckpoint())
         self.job.train(trainer, stage=name, stopwatches=(stopwatch,))
         metrics = trainer.final_metrics or self.job.evaluate(self.prepared.model).metrics
@@ -184,11 +187,10 @@ class StageRunner:
             generator=torch.Generator(),
         )
         batches: Iterable[Any] = enumerate(
-            tqdm(
+            progress(
                 accelerator.prepare(loader),
-                desc=f"stage {stage.number}: rating heads and neurons",
-                disable=not self.job.progress,
-                leave=False,
+                f"stage {stage.number}: rating heads and neurons",
+                show=self.job.progress,
             )
         )
 

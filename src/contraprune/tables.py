@@ -30,6 +30,7 @@ def show_results(results: Mapping[str, Any], output_dir: str) -> None:
     console.print(
         f"{results['seconds']['total']:.0f} s; model in {output_dir}/model, numbers in results.json", soft_wrap=True
     )
+    console.print(f"to look at: {output_dir}/report.html", soft_wrap=True, highlight=False)
 
 
 def show_metrics(metrics: Mapping[str, float], seconds: float, name: str) -> None:

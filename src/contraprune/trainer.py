@@ -226,6 +226,9 @@ class ContrastTrainer(TaskTrainer):
         knowledge: the banks (their snapshots grow during training) and the teacher's outputs.
         reader: reads the anchors off the model's forward pass.
         options: those of :class:`TaskTrainer`. The training set has a column ``idx``.
+
+    Attributes:
+        density: what is left of the encoder's weights in a model that was shrunk, for the log.
     """
 
     def __init__(self, *, contrast: ContrastConfig, knowledge: Knowledge, reader: Reader, **options: Any) -> None:
@@ -233,6 +236,7 @@ class ContrastTrainer(TaskTrainer):
         self.contrast = contrast
         self.knowledge = knowledge
         self.reader = reader
+        self.density: float | None = None
         self._parts: dict[str, Tensor] = {}
         self._parts_batches = 0
         self._last_parts: dict[str, Tensor] = {}
@@ -333,6 +337,8 @@ class ContrastTrainer(TaskTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self.mean_parts()
+            if self.density is not None:
+                logs["density"] = self.density
             self._parts, self._parts_batches = {}, 0
         super().log(logs, start_time)
 

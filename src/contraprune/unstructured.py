@@ -47,6 +47,7 @@ def prune_weights(job: Job, run: PruneRunConfig, pruning: PruningConfig, contras
             Snapshots(lambda epoch, now: prepared.sources.snapshot(epoch, model, prepared.reader, now=now))
         )
     job.train(trainer, density=lambda: _density(linear.mask for linear in linears.values()))
+    prepared.map_representations(trainer)
     prepared.reader.remove()
     evaluation = job.save(model, prepared.tokenizer)  # masks are folded in: what is counted is what was saved
     return prepared.finish(

@@ -12,24 +12,28 @@ from filelock import FileLock
 
 from contraprune.errors import UserError
 from contraprune.files import write_json, write_text
+from contraprune.report import Effect
 from contraprune.runs import RunDirectory
 from contraprune.study.grid import KINDS, Trial
 from contraprune.study.table import Row, comma_separated, markdown, rows_of
 
 FORMAT = 1
-_OWN = {"runs", "logs", "study.lock", "study.db", "study.json", "table.md", "table.csv"}
+RECORD = "study.json"
+_OWN = {"runs", "logs", "study.lock", "study.db", RECORD, "table.md", "table.csv", "report.html"}
 _LOST = "ended without results; the same command tries it again"
 
 
 class StudyDirectory:
-    """``runs/NAME/``, ``logs/NAME.log``, ``study.json``, ``table.md``, ``table.csv``; shared by all workers."""
+    """``runs/NAME/``, ``logs/NAME.log``, ``study.json``, ``table.md``, ``table.csv``, ``report.html``;
+    shared by all workers."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.runs = self.path / "runs"
         self.logs = self.path / "logs"
         self.database = self.path / "study.db"
-        self.record = self.path / "study.json"
+        self.record = self.path / RECORD
+        self.report = self.path / "report.html"
         self._lock = FileLock(self.path / "study.lock")
 
     @contextmanager
@@ -104,6 +108,27 @@ class StudyDirectory:
     def rows(self) -> list[Row]:
         """The rows of the table."""
         return rows_of(self.trials(), self.results())
+
+    def members(self) -> list[tuple[Path, str]]:
+        """The directory of every finished run, and what it is called beside its density and seed."""
+        trials = self.trials()
+        several = {name: len({getattr(trial, name) for trial in trials}) > 1 for name in ("method", "variant")}
+        shown = [name for name in several if several[name]] or ["method"]
+        return [
+            (self.runs / trial.name, ", ".join(getattr(trial, name) for name in shown))
+            for trial in trials
+            if RunDirectory(self.runs / trial.name).results.is_file()
+        ]
+
+    def effects(self) -> list[Effect]:
+        """What taking each part away changed; nothing where that was not studied."""
+        rows = [row for row in self.rows() if row.difference is not None]
+        densities = {row.target for row in rows}
+        return [
+            Effect(part=row.variant + (f" at {row.target:g}" if len(densities) > 1 else ""), difference=row.difference)
+            for row in rows
+            if row.difference is not None
+        ]
 
     def update(self, ends: Mapping[str, str | None]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Writes ``study.json`` and the tables.

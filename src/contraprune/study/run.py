@@ -18,6 +18,7 @@ from contraprune.config import (
 from contraprune.errors import UserError
 from contraprune.jobs import resolved_options
 from contraprune.pruning_config import PruningConfig
+from contraprune.report import write_comparison
 from contraprune.saving import load_config, load_tokenizer
 from contraprune.settings import refuse_unless_default
 from contraprune.study.directory import StudyDirectory
@@ -39,9 +40,10 @@ def run_study(
     """Runs every trial of a study that is not finished, each in a process of its own, and writes its tables.
 
     The directory then holds ``runs/NAME/`` (a run directory per trial), ``logs/NAME.log``, ``study.json``,
-    ``table.md`` and ``table.csv``, rewritten after every trial. The same command again goes on where it was stopped,
-    and tries failed trials once more; at the same time, in another shell or (with ``--storage``) on another machine
-    that sees the directory, it shares the work. More seeds, densities or methods extend the study.
+    ``table.md`` and ``table.csv``, rewritten after every trial, and in the end ``report.html``. The same command again
+    goes on where it was stopped, and tries failed trials once more; at the same time, in another shell or (with
+    ``--storage``) on another machine that sees the directory, it shares the work. More seeds, densities or methods
+    extend the study.
 
     Returns:
         The rows of the table, and the errors of failed trials by their names.
@@ -56,6 +58,7 @@ def run_study(
     if arguments.world_size > 1:
         raise UserError("study: start it without torchrun; --workers N runs N trials at once, on a GPU each")
     refuse_unless_default(run, ("overwrite",), "a study keeps what is finished; delete its directory to start again")
+    refuse_unless_default(arguments, ("push_to_hub",), "a study is not for the hub; push the run you choose")
     refuse_unless_default(arguments, ("resume_from_checkpoint",), "each trial has checkpoints of its own")
     asked = trials(
         kind, config, pruning, contrast, seed=arguments.seed, has_classes=_has_classes(run, data, contrast, arguments)
@@ -82,6 +85,8 @@ def run_study(
         devices=_devices(config.workers, 0 if arguments.use_cpu else torch.cuda.device_count()),
     )
     _, errors = directory.update(queue.ends())
+    if members := directory.members():
+        write_comparison(members, directory.report, effects=directory.effects())
     return directory.rows(), errors
 
 
@@ -107,7 +112,7 @@ def _options(settings: tuple[Any, ...], arguments: PruneArguments) -> dict[str, 
     for name, value in arguments.to_dict().items():
         if value != handed_on[name]:
             raise UserError(f"--{name} {value}: a study cannot hand it on to its runs")
-    return options | {"disable_tqdm": True}
+    return options
 
 
 def _devices(workers: int | None, gpus_there: int) -> list[str | None]:

@@ -2,27 +2,14 @@
 
 import csv
 import io
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+from contraprune.spread import Spread
 from contraprune.study.grid import FULL, Trial
 
 NOTE = "± is the standard deviation over the seeds; differences are those of runs with the same seed."
-
-
-class Spread(NamedTuple):
-    """Mean and sample standard deviation (None for a single number)."""
-
-    mean: float
-    std: float | None
-
-    @classmethod
-    def of(cls, numbers: Sequence[float]) -> "Spread | None":
-        if not numbers:
-            return None
-        return cls(statistics.mean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None)
 
 
 @dataclass(frozen=True, kw_only=True)

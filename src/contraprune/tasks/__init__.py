@@ -22,7 +22,7 @@ from contraprune.tasks.files import Reader, Rows, read, read_directory, shown
 from contraprune.tasks.question_answering import QuestionLayout
 from contraprune.tasks.spans import AnswerOptions
 
-__all__ = ["TASKS", "TASK_TYPES", "Task", "load_task"]
+__all__ = ["TASKS", "TASK_TYPES", "Task", "load_task", "published_name"]
 
 _LAYOUTS: Mapping[str, Layout] = {**glue.LAYOUTS, **squad.LAYOUTS, "toy": toy.LAYOUT}
 TASKS = tuple(sorted(_LAYOUTS))
@@ -110,6 +110,13 @@ def load_task(
         splits = _named(task, data_dir, seed, train=need_train, evaluation=need_evaluation)
     layout = _answering(layout, answering or AnswerOptions(), name)
     return build(name, layout, splits, max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
+
+
+def published_name(task: str | None) -> tuple[str | None, str | None]:
+    """Name and configuration on the hub of the data set of a ``--task``; None where it is not there."""
+    if task in glue.LAYOUTS:
+        return glue.REPOSITORY, task
+    return (f"{squad.OWNER}/{task}", None) if task in squad.LAYOUTS else (None, None)
 
 
 @dataclass(frozen=True, kw_only=True)
