@@ -292,7 +292,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "prune": (_prune, "Prune a fine-tuned model to a given density, holding it to its teacher and its past."),
     "evaluate": (_evaluate, "Metrics of a model on a task's validation data."),
     "inspect": (_inspect, "Living heads and neurons of a model, density of its matrices, its parameters and its size."),
-    "export": (_export, "Write a model in the format it is deployed in: sparse (compressed, for the engine) or dense."),
+    "export": (_export, "Write a model in the format it is deployed in: sparse, dense, onnx or openvino."),
     "study": (_study, "Prune many times: parts of the method taken away, densities or methods, each over seeds."),
     "probe": (_probe, "What a model still knows of other tasks: linear heads on its frozen encoder."),
 }
@@ -305,7 +305,7 @@ _USAGE = {
     "prune": f"--model M --teacher DIR {_DATA_USAGE} --density X --output_dir DIR [options]",
     "evaluate": f"MODEL {_DATA_USAGE} [options]",
     "inspect": "MODEL [--picture FILE.png]",
-    "export": f"MODEL --format sparse|dense --output_dir DIR [options] [{_DATA_USAGE}]",
+    "export": f"MODEL --format sparse|dense|onnx|openvino --output_dir DIR [options] [{_DATA_USAGE}]",
     "study": f"KIND --model M --teacher DIR {_DATA_USAGE} --seeds 1,2,3 --output_dir DIR [options]",
     "probe": "MODEL [--against MODEL ...] --tasks T,T [--data_dir DIR] [options]",
 }

@@ -83,6 +83,8 @@ def show_export(record: Mapping[str, Any], output_dir: str) -> None:
     for metric, values in record.get("metrics", {}).items():
         table.add_row(metric, f"{values['before']:.4f}", f"{values['after']:.4f}")
     console.print(table)
+    if "largest_difference" in record:
+        console.print(f"outputs differ from PyTorch's by at most {record['largest_difference']:.1e} on random tokens")
     console.print(f"{record['format']} model in {output_dir}", soft_wrap=True)
 
 
