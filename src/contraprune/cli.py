@@ -91,7 +91,7 @@ def _columns() -> int:
     return shutil.get_terminal_size().columns
 
 
-def _parser(command: str, classes: Sequence[type], *, positional: str | None = None) -> Any:
+def _parser(command: str, classes: Sequence[type], *, positional: str | None = None, nargs: str | None = None) -> Any:
     """A parser whose flags are the fields of ``classes``; training-loop fields beyond the usual stay unlisted."""
     from transformers import HfArgumentParser, TrainingArguments
 
@@ -111,7 +111,7 @@ def _parser(command: str, classes: Sequence[type], *, positional: str | None = N
         add_help=False,
     )
     if positional is not None:
-        parser.add_argument("path", metavar=positional, help=_POSITIONAL[positional])
+        parser.add_argument("path", metavar=positional, nargs=nargs, help=_POSITIONAL[positional])
     parser.add_argument("-h", "--help", action="help", help="Show this help and exit.")
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="Read options from a YAML file ('option: value'); flags override it."
@@ -144,12 +144,19 @@ def _readable(message: str, parser: argparse.ArgumentParser) -> str:
     return message
 
 
-def parse(command: str, classes: Sequence[type], arguments: list[str], *, positional: str | None = None) -> Any:
+def parse(
+    command: str,
+    classes: Sequence[type],
+    arguments: list[str],
+    *,
+    positional: str | None = None,
+    nargs: str | None = None,
+) -> Any:
     """Settings of ``classes`` from flags, over those of ``--config``, over the defaults (and the namespace)."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # of loading and saving weights: seconds at most
-    parser = _parser(command, classes, positional=positional)
+    parser = _parser(command, classes, positional=positional, nargs=nargs)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     config = first.parse_known_args(arguments)[0].config
@@ -272,6 +279,20 @@ def _export(arguments: list[str]) -> None:
     show_export(run_export(namespace.path, data, export), export.output_dir)
 
 
+def _bench(arguments: list[str]) -> None:
+    from contraprune.benchmarking.job import BenchConfig, run_bench
+    from contraprune.pictures import check_picture, draw_bench
+    from contraprune.tables import show_bench
+
+    config, namespace = parse("bench", (BenchConfig,), arguments, positional="MODEL", nargs="+")
+    picture = None if config.picture is None else check_picture(config.picture)
+    report = run_bench(namespace.path, config)
+    show_bench(report)
+    if picture is not None:
+        draw_bench(report, picture)
+        print(f"drawn to {picture}")
+
+
 def _demo(arguments: list[str]) -> None:
     from contraprune.demo import DemoConfig, run_demo
 
@@ -293,6 +314,10 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "evaluate": (_evaluate, "Metrics of a model on a task's validation data."),
     "inspect": (_inspect, "Living heads and neurons of a model, density of its matrices, its parameters and its size."),
     "export": (_export, "Write a model in the format it is deployed in: sparse, dense, onnx or openvino."),
+    "bench": (
+        _bench,
+        "Latency, memory and size of models in every runtime that is installed, against the dense model.",
+    ),
     "study": (_study, "Prune many times: parts of the method taken away, densities or methods, each over seeds."),
     "probe": (_probe, "What a model still knows of other tasks: linear heads on its frozen encoder."),
 }
@@ -306,6 +331,7 @@ _USAGE = {
     "evaluate": f"MODEL {_DATA_USAGE} [options]",
     "inspect": "MODEL [--picture FILE.png]",
     "export": f"MODEL --format sparse|dense|onnx|openvino --output_dir DIR [options] [{_DATA_USAGE}]",
+    "bench": "MODEL [MODEL ...] --against DENSE [options]",
     "study": f"KIND --model M --teacher DIR {_DATA_USAGE} --seeds 1,2,3 --output_dir DIR [options]",
     "probe": "MODEL [--against MODEL ...] --tasks T,T [--data_dir DIR] [options]",
 }

@@ -149,7 +149,9 @@ def test_onnx_int8(shrunk: Path, in_torch: PreTrainedModel) -> None:
 
 
 def test_openvino_int8_is_calibrated_and_measured(shrunk: Path, as_openvino: Path, in_torch: PreTrainedModel) -> None:
-    directory = export(shrunk, "openvino", "int8", "--task", "toy", "--max_train_samples", "32", "--max_eval_samples=40")
+    directory = export(
+        shrunk, "openvino", "int8", "--task", "toy", "--max_train_samples", "32", "--max_eval_samples=40"
+    )
     assert '"FakeQuantize"' in (directory / "openvino_model.xml").read_text()
     record = json.loads((directory / "export.json").read_text())
     weights = (directory / "openvino_model.bin").stat().st_size

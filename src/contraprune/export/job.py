@@ -111,7 +111,7 @@ def run_export(path: str, data: DataConfig, config: ExportConfig) -> dict[str, A
     elif config.format == "dense":
         write_dense(model, temporary, config)
     else:
-        exported = Source(model=model, inputs=_inputs(model, tokenizer), calibration=calibration)
+        exported = Source(model=model, inputs=graph_inputs(model, tokenizer), calibration=calibration)
         difference = _GRAPHS[config.format](exported, temporary, config.values)
         # transformers' manifest, which it finds under this name and whose other keys it leaves alone
         record = json.loads((temporary / RECORD).read_text())
@@ -138,7 +138,8 @@ def run_export(path: str, data: DataConfig, config: ExportConfig) -> dict[str, A
     return record
 
 
-def _inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
+def graph_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
+    """What a graph of the model takes: the arguments of its forward pass that its tokenizer makes."""
     made = tokenizer.model_input_names if tokenizer is not None else ["input_ids", "attention_mask"]
     taken = inspect.signature(model.forward).parameters
     return tuple(name for name in ("input_ids", "attention_mask", "token_type_ids") if name in made and name in taken)
