@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoTokenizer,
-    BertForSequenceClassification,
+    BertConfig,
     PreTrainedModel,
     pipeline,
 )
@@ -25,22 +25,8 @@ from contraprune import exported
 from contraprune.cli import main
 from contraprune.export.graphs import largest_difference
 from contraprune.saving import save_model
-from contraprune.shrinking import shrink
-from contraprune.structure import find_layers
 
 SHAPES = ((2, 9), (1, 1), (5, 3), (1, 30))
-
-
-@pytest.fixture(scope="module")
-def shrunk(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier with one layer without heads and one without neurons."""
-    model = BertForSequenceClassification.from_pretrained(tiny / "teacher").eval()
-    layers = find_layers(model)
-    heads, neurons = [torch.arange(4) < count for count in (0, 3)], [torch.arange(64) < count for count in (9, 0)]
-    shrink(model, layers, heads, neurons)
-    directory = tmp_path_factory.mktemp("shrunk") / "model"
-    save_model(model, AutoTokenizer.from_pretrained(tiny / "teacher"), directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +39,6 @@ def export(source: Path, format: str, values: str, *more: str) -> Path:
     flags = ["--format", format, "--values", values, "--output_dir", str(directory), *more]
     assert main(["export", str(source), *flags]) == 0
     return directory
-
-
-@pytest.fixture(scope="module")
-def as_onnx(shrunk: Path) -> Path:
-    return export(shrunk, "onnx", "float32")
-
-
-@pytest.fixture(scope="module")
-def as_openvino(shrunk: Path) -> Path:
-    return export(shrunk, "openvino", "float32")
 
 
 def inputs_of(batch: int, length: int) -> dict[str, np.ndarray]:
@@ -166,9 +142,7 @@ def test_openvino_int8_is_calibrated_and_measured(shrunk: Path, as_openvino: Pat
 
 def test_question_answering(minilm: str, tmp_path: Path) -> None:
     """Two outputs; no tokenizer, so no token types; a model that was shrunk alike in all layers loads as stock."""
-    config = BertForSequenceClassification.config_class(
-        vocab_size=61, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=20
-    )
+    config = BertConfig(vocab_size=61, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=20)
     torch.manual_seed(0)
     model = AutoModelForQuestionAnswering.from_config(config).eval()
     save_model(model, None, tmp_path / "model")
