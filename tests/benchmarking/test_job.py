@@ -56,7 +56,7 @@ def test_torch_and_the_sparse_engine(shrunk: Path, tmp_path: Path) -> None:
     """A dense directory is exported for every runtime; the outputs are those of its model."""
     skipped: list[str] = []
     names = ["torch", "torch-bf16", "sparse"]
-    found = list(job._candidates(str(shrunk), names, tmp_path / "a", skipped, dense=False))
+    found = list(job.candidates_of(str(shrunk), names, tmp_path / "a", skipped, dense=False))
     assert [one.runtime for one in found] == names
     assert (found[2].directory / "model.sparse.safetensors").is_file()
     inputs = job._inputs(found[0], (2, 7))
@@ -69,7 +69,7 @@ def test_torch_and_the_sparse_engine(shrunk: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs[0], expected, atol=1e-6)
     np.testing.assert_allclose(outputs[2], expected, atol=1e-5)
     assert 1e-4 < np.abs(outputs[1] - expected).max() < 0.1 * np.abs(expected).max(), "it does compute in bf16"
-    dense = list(job._candidates(str(shrunk), names, tmp_path / "b", skipped, dense=True))
+    dense = list(job.candidates_of(str(shrunk), names, tmp_path / "b", skipped, dense=True))
     assert [one.runtime for one in dense] == names[:2]
     assert skipped == [f"{shrunk} in sparse: a dense model"]
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,11 +16,12 @@ import torch
 from tqdm.auto import tqdm
 
 from contraprune.benchmarking.runtimes import RUNTIMES, Run, open_model
-from contraprune.engine import is_sparse, write_sparse
+from contraprune.engine import is_sparse
 from contraprune.engine.families import why_not
 from contraprune.errors import UserError
 from contraprune.export.graphs import TOLERANCE, sample_batch, write_onnx, write_openvino
-from contraprune.export.job import Source, graph_inputs
+from contraprune.export.job import ExportConfig, Source, graph_inputs
+from contraprune.export.sparse import write_sparse_model
 from contraprune.exported import RECORD, exported_format, require_packages
 from contraprune.inspection import weight_bytes
 from contraprune.machine import describe
@@ -104,52 +104,62 @@ class Candidate:
 
 
 def run_bench(paths: Sequence[str], config: BenchConfig) -> dict[str, Any]:
-    """Measures every model in every runtime, all of them in turn in each round.
+    """Measures every model in every runtime, and the dense model with them.
 
     Returns:
-        What ``--output`` is written with: the ``machine``; ``shapes`` such as "8x128"; ``strongest_dense``: of each
-        shape, the fastest runtime of the dense model in ``float32`` and in ``any`` precision; and of each ``models``
-        entry ``latency`` by shape: ``p50_ms``, ``p95_ms``, ``texts_per_second``, and how many times faster than these
-        two it is (median over rounds); ``bytes``, seconds to import and load, ``peak_bytes`` of a process that runs
-        it; ``difference`` of its outputs from the same model's in PyTorch, relative to the largest.
+        What ``--output`` is written with: that of :func:`measure`, and what was ``skipped``.
 
     Raises:
         UserError: a model cannot be used, or a float32 runtime gives other outputs than PyTorch.
     """
     assert config.against is not None
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with tempfile.TemporaryDirectory() as scratch:
         candidates: list[Candidate] = []
         skipped: list[str] = []
         for number, path in enumerate(tqdm([config.against, *paths], desc="exporting", leave=False)):
-            found = list(_candidates(path, config.chosen(), scratch / str(number), skipped, dense=number == 0))
-            candidates += found
-        torch.set_num_threads(config.threads)
-        runs = [open_model(candidate.runtime, candidate.directory, config.threads) for candidate in candidates]
-        rows = [_alone(candidate, config) for candidate in tqdm(candidates, desc="loading", leave=False)]
-        strongest = {}
-        for shape in config.shapes():
-            key = f"{shape[0]}x{shape[1]}"
-            inputs = [_inputs(candidate, shape) for candidate in candidates]
-            _compare(candidates, runs, inputs, rows)
-            times = _rounds(runs, inputs, config.rounds)
-            strongest[key] = _strongest(candidates, times)
-            for row, own in zip(rows, times, strict=True):
-                row["latency"][key] = _latency(own, shape[0], times, candidates, strongest[key])
-    report = {
-        "machine": describe() | {"threads": config.threads},
-        "rounds": config.rounds,
-        "shapes": list(strongest),
-        "skipped": skipped,
-        "strongest_dense": strongest,
-        "models": rows,
-    }
+            folder = Path(scratch) / str(number)
+            candidates += candidates_of(path, config.chosen(), folder, skipped, dense=number == 0)
+        report = measure(candidates, config) | {"skipped": skipped}
     if config.output is not None:
         write_json(Path(config.output), report)
     return report
 
 
-def _candidates(
+def measure(candidates: Sequence[Candidate], config: BenchConfig) -> dict[str, Any]:
+    """Measures all of them in turn in each round, at least one of them dense.
+
+    Returns:
+        The ``machine``; ``shapes`` such as "8x128"; ``strongest_dense``: of each shape, the fastest runtime of the
+        dense model in ``float32`` and in ``any`` precision; and in ``models``, of each candidate, ``latency`` by
+        shape: ``p50_ms``, ``p95_ms``, ``texts_per_second``, and how many times faster than these two it is (median
+        over rounds); ``bytes``, seconds to import and load, ``peak_bytes`` of a process that runs it; ``difference``
+        of its outputs from the same model's in PyTorch, relative to the largest.
+
+    Raises:
+        UserError: one cannot be run, or a float32 runtime gives other outputs than PyTorch.
+    """
+    torch.set_num_threads(config.threads)
+    runs = [open_model(candidate.runtime, candidate.directory, config.threads) for candidate in candidates]
+    rows = [_alone(candidate, config) for candidate in tqdm(candidates, desc="loading", leave=False)]
+    strongest = {}
+    for shape in config.shapes():
+        key = f"{shape[0]}x{shape[1]}"
+        inputs = [_inputs(candidate, shape) for candidate in candidates]
+        _compare(candidates, runs, inputs, rows)
+        times = _rounds(runs, inputs, config.rounds)
+        strongest[key] = _strongest(candidates, times)
+        for row, own in zip(rows, times, strict=True):
+            row["latency"][key] = _latency(own, shape[0], times, candidates, strongest[key])
+    return {
+        "machine": describe() | {"threads": config.threads},
+        "rounds": config.rounds,
+        "shapes": list(strongest),
+        "strongest_dense": strongest,
+        "models": rows,
+    }
+
+
+def candidates_of(
     path: str, runtimes: Sequence[str], scratch: Path, skipped: list[str], *, dense: bool
 ) -> Iterator[Candidate]:
     """A model in its own runtime where it was exported to one, else in all, for which it is exported to ``scratch``."""
@@ -174,23 +184,26 @@ def _candidates(
         yield candidate("sparse", source, inputs)
         return
     for runtime in runtimes:
-        kind = RUNTIMES[runtime]
-        directory = scratch / runtime
-        directory.mkdir(parents=True)
-        if kind.format == "dense":
-            directory = source
-        elif kind.format == "sparse":
-            reason = "a dense model" if dense else why_not(model)
-            if reason is not None:
-                skipped.append(f"{path} in {runtime}: {reason}")
-                continue
-            model.config.save_pretrained(directory)
-            write_sparse(model, directory)
+        reason = ("a dense model" if dense else why_not(model)) if RUNTIMES[runtime].format == "sparse" else None
+        if reason is None:
+            yield candidate(runtime, _exported(model, inputs, runtime, source, scratch), inputs)
         else:
-            calibration = [sample_batch(config, inputs, 1, 64, seed=seed) for seed in range(_CALIBRATION)]
-            exportable = Source(model=model, inputs=inputs, calibration=calibration)
-            _GRAPHS[kind.format](exportable, directory, kind.values)
-        yield candidate(runtime, directory, inputs)
+            skipped.append(f"{path} in {runtime}: {reason}")
+
+
+def _exported(model: Any, inputs: tuple[str, ...], runtime: str, source: Path, scratch: Path) -> Path:
+    """A directory that the runtime reads: ``source`` itself, or a new one in ``scratch``."""
+    kind = RUNTIMES[runtime]
+    if kind.format == "dense":
+        return source
+    directory = scratch / runtime
+    directory.mkdir(parents=True)
+    if kind.format == "sparse":
+        write_sparse_model(model, directory, ExportConfig())
+    else:
+        calibration = [sample_batch(model.config, inputs, 1, 64, seed=seed) for seed in range(_CALIBRATION)]
+        _GRAPHS[kind.format](Source(model=model, inputs=inputs, calibration=calibration), directory, kind.values)
+    return directory
 
 
 def _inputs(candidate: Candidate, shape: tuple[int, int]) -> dict[str, np.ndarray]:
