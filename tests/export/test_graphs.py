@@ -1,6 +1,9 @@
 """ONNX and OpenVINO, run by these alone and by way of ``contraprune.load``, against PyTorch."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,23 @@ def test_openvino_alone(as_openvino: Path, in_torch: PreTrainedModel, shape: tup
     compiled = openvino.Core().compile_model(as_openvino / "openvino_model.xml", "CPU", options)
     inputs = inputs_of(*shape)
     np.testing.assert_allclose(compiled(inputs)["logits"], logits(in_torch, inputs), atol=1e-4)
+
+
+@pytest.mark.parametrize(("format", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_the_code_of_the_documentation(
+    format: str, package: str, in_torch: PreTrainedModel, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "exported").symlink_to(request.getfixturevalue(f"as_{format}"))
+    document = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if f"import {package}\n" in block
+    ]
+    script = f"{code}\nimport json, sys\nassert 'torch' not in sys.modules\nprint(json.dumps(logits.tolist()))"
+    shown = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "exported")("a lovely film", return_tensors="np")
+    np.testing.assert_allclose(json.loads(shown), logits(in_torch, dict(tokens)), atol=1e-4)
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
