@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import transformers
 from tqdm.auto import tqdm
 
 from contraprune.benchmarking.job import BenchConfig, Candidate, candidates_of, measure
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()  # of loading weights
     data = DataConfig(task=options.task, data_dir=options.data_dir, max_eval_samples=options.max_eval_samples)
     config = BenchConfig(against=options.against, threads=options.threads, rounds=options.rounds)
     named = [(DENSE, options.against), *(model.split("=", 1) for model in options.models)]
