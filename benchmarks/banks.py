@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from contraprune.bank import Bank, RowFile, RowSpec
-from machine import describe
+from contraprune.machine import describe
 
 
 def measure(rows: int, width: int, *, in_memory: bool) -> dict[str, float]:

@@ -26,8 +26,8 @@ import torch
 from transformers import BertConfig, BertModel
 
 from contraprune.engine import accelerate
+from contraprune.machine import describe
 from contraprune.structure import find_layers
-from machine import describe
 
 SHAPES: dict[str, dict[str, int]] = {
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},

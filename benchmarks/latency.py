@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
+from contraprune.machine import describe
 from contraprune.shrinking import shrink
 from contraprune.structure import find_layers
-from machine import describe
 
 BATCHES = ((1, 128), (8, 128))
 DENSE = ("dense", 0)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from machine import describe
+from contraprune.machine import describe
 
 COMMON = ("--task=sst2", "--max_train_samples=4000", "--eval_strategy=no", "--save_strategy=no", "--disable_tqdm=True")
 RUNS: dict[str, tuple[str, ...]] = {

@@ -16,8 +16,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from contraprune.machine import describe
 from contraprune.selection import keep_top
-from machine import describe
 
 SIZES = {"147k": (384, 384), "590k": (384, 1536), "2.36M": (768, 3072)}
 DENSITIES = (0.5, 0.1, 0.03)

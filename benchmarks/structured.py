@@ -19,12 +19,12 @@ import torch
 
 from contraprune import pipeline, structured
 from contraprune.cli import parse
+from contraprune.files import write_json
 from contraprune.gates import Gates, attach_gates
-from contraprune.saving import write_json
+from contraprune.machine import describe
 from contraprune.selection import remove_lowest
 from contraprune.shrinking import shrink
 from contraprune.structure import find_layers
-from machine import describe
 
 KINDS = ("heads", "neurons")
 

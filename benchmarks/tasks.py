@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+from contraprune.machine import describe
 
 QUIET = ("--eval_strategy=no", "--disable_tqdm=true")
 

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from machine import describe
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -49,7 +50,6 @@ from contraprune.saving import load_for_finetuning, load_tokenizer
 from contraprune.structure import find_layers
 from contraprune.tasks import Task, load_task
 from contraprune.trainer import ContrastTrainer, Knowledge, MaskedTrainer, TaskTrainer
-from machine import describe
 
 SNAPSHOTS = 3
 WARM_UP = 3  # steps of every block that do not count

@@ -90,7 +90,7 @@ def tiny_options(tiny: Path, tmp_path: Path) -> dict[str, object]:
 def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Three small real runs: a ``dense`` teacher, and of it a ``sparse`` model (all sources of contrast) and a ``slim``
     one (heads and neurons removed, no contrast)."""
-    from contraprune.pipeline import finetune, prune  # noqa: PLC0415 - after the settings above
+    from contraprune.pipeline import finetune, prune
 
     folder = tmp_path_factory.mktemp("runs")
     common = {
@@ -113,3 +113,37 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespac
         output_dir=str(folder / "slim"),
     )  # fmt: skip
     return SimpleNamespace(**{name: folder / name for name in ("dense", "sparse", "slim")})
+
+
+@pytest.fixture(scope="session")
+def shrunk(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny classifier with one layer without heads and one without neurons."""
+    from contraprune.saving import save_model
+    from contraprune.shrinking import shrink
+    from contraprune.structure import find_layers
+
+    model = BertForSequenceClassification.from_pretrained(tiny / "teacher").eval()
+    heads, neurons = [torch.arange(4) < count for count in (0, 3)], [torch.arange(64) < count for count in (9, 0)]
+    shrink(model, find_layers(model), heads, neurons)
+    directory = tmp_path_factory.mktemp("shrunk") / "model"
+    save_model(model, AutoTokenizer.from_pretrained(tiny / "teacher"), directory)
+    return directory
+
+
+def _graph(source: Path, format: str) -> Path:
+    from contraprune.cli import main
+
+    directory = source.parent / f"{format}-float32"
+    assert main(["export", str(source), "--format", format, "--output_dir", str(directory)]) == 0
+    return directory
+
+
+@pytest.fixture(scope="session")
+def as_onnx(shrunk: Path) -> Path:
+    """``shrunk`` exported to ONNX: takes seconds, so once for all tests."""
+    return _graph(shrunk, "onnx")
+
+
+@pytest.fixture(scope="session")
+def as_openvino(shrunk: Path) -> Path:
+    return _graph(shrunk, "openvino")

@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from contraprune.cli import main
 from contraprune.disk import readable
 
+COMMANDS = ("demo", "finetune", "prune", "evaluate", "inspect", "export", "bench", "study", "probe")
+
 
 def command(name, options, *extra):
     flags = [f"--{key}={value}" for key, value in options.items()]
@@ -46,11 +48,13 @@ def test_help_is_quick_and_names_every_command():
     found = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "contraprune", "--help"], capture_output=True, text=True, check=True
     )
-    assert all(name in found.stdout for name in ("demo", "finetune", "prune", "evaluate", "inspect", "study", "probe"))
+    assert all(name in found.stdout for name in COMMANDS)
     assert " torch\n" not in found.stderr
 
 
-@pytest.mark.parametrize("name", ["demo", "finetune", "prune", "evaluate", "inspect", "study", "probe"])
+@pytest.mark.parametrize(
+    "name", ["demo", "finetune", "prune", "evaluate", "inspect", "export", "bench", "study", "probe"]
+)
 def test_every_command_explains_its_options_with_defaults(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])

@@ -18,7 +18,7 @@ from transformers import (
 from contraprune.errors import UserError
 from contraprune.gates import attach_gates
 from contraprune.modeling_contraprune import resize
-from contraprune.shrinking import shapes, shrink, take
+from contraprune.shrinking import fill_empty, shapes, shrink, take
 from contraprune.structure import Layer, find_layers
 from tiny_models import FAMILIES, Family, batch
 
@@ -166,6 +166,10 @@ def test_a_layer_may_lose_everything_where_transformers_allows(family: Family, h
     resize(rebuilt, shapes(model))
     rebuilt.load_state_dict(model.state_dict(), strict=True)
     rebuilt(**batch()).logits.sum().backward()
+    fill_empty(model)
+    torch.testing.assert_close(model(**batch()).logits, found, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+    assert all(parameter.numel() for parameter in model.parameters())
+    assert sizes(find_layers(model)) == [(max(1, heads), max(1, neurons)) for heads, neurons in counts(masks)]
 
 
 @pytest.mark.parametrize("name", ["bert", "deberta-v2", "modernbert", "mpnet", "t5", "gpt2", "llama"])

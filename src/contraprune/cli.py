@@ -332,6 +332,20 @@ def _report(arguments: list[str]) -> None:
     show_table(table.headers, table.rows, note=f"written to {file}")
 
 
+def _bench(arguments: list[str]) -> None:
+    from contraprune.benchmarking.job import BenchConfig, run_bench
+    from contraprune.pictures import check_picture, draw_bench
+    from contraprune.tables import show_bench
+
+    config, namespace = parse("bench", (BenchConfig,), arguments, positional="MODEL", nargs="+")
+    picture = None if config.picture is None else check_picture(config.picture)
+    report = run_bench(namespace.path, config)
+    show_bench(report)
+    if picture is not None:
+        draw_bench(report, picture)
+        print(f"drawn to {picture}")
+
+
 def _demo(arguments: list[str]) -> None:
     from contraprune.demo import DemoConfig, run_demo
 
@@ -352,7 +366,11 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "prune": (_prune, "Prune a fine-tuned model to a given density, holding it to its teacher and its past."),
     "evaluate": (_evaluate, "Metrics of a model on a task's validation data."),
     "inspect": (_inspect, "Living heads and neurons of a model, density of its matrices, its parameters and its size."),
-    "export": (_export, "Write a model in the format it is deployed in: sparse (compressed, for the engine) or dense."),
+    "export": (_export, "Write a model in the format it is deployed in: sparse, dense, onnx or openvino."),
+    "bench": (
+        _bench,
+        "Latency, memory and size of models in every runtime that is installed, against the dense model.",
+    ),
     "study": (_study, "Prune many times: parts of the method taken away, densities or methods, each over seeds."),
     "report": (_report, "A page to look at: of one run, or of several runs and studies compared."),
     "probe": (_probe, "What a model still knows of other tasks: linear heads on its frozen encoder."),
@@ -366,7 +384,8 @@ _USAGE = {
     "prune": f"--model M --teacher DIR {_DATA_USAGE} --density X --output_dir DIR [options]",
     "evaluate": f"MODEL {_DATA_USAGE} [options]",
     "inspect": "MODEL [--picture FILE.png]",
-    "export": f"MODEL --format sparse|dense --output_dir DIR [options] [{_DATA_USAGE}]",
+    "export": f"MODEL --format sparse|dense|onnx|openvino --output_dir DIR [options] [{_DATA_USAGE}]",
+    "bench": "MODEL [MODEL ...] --against DENSE [options]",
     "study": f"KIND --model M --teacher DIR {_DATA_USAGE} --seeds 1,2,3 --output_dir DIR [options]",
     "report": "DIR [DIR ...] [--output FILE.html]",
     "probe": "MODEL [--against MODEL ...] --tasks T,T [--data_dir DIR] [options]",

@@ -14,6 +14,8 @@ from contraprune.remote_code import unpruned_layers
 from contraprune.saving import parameter_counts
 from contraprune.structure import HeadGroup, NeuronGroup, Projection, feature_dims, find_layers
 
+_WEIGHTS = (".safetensors", ".onnx", ".data", ".xml", ".bin")  # of ONNX the graph and its weights, as of OpenVINO
+
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
@@ -148,5 +150,5 @@ def unit_densities(groups: Sequence[Units], most_columns: int) -> Float[np.ndarr
 
 
 def weight_bytes(directory: Path) -> int:
-    """Size of the safetensors files of a model directory, in bytes."""
-    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    """Size of the weights in a model directory, of whatever format, in bytes."""
+    return sum(file.stat().st_size for file in directory.iterdir() if file.suffix in _WEIGHTS)

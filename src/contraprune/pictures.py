@@ -1,5 +1,6 @@
-"""Pictures of a model: which heads and neurons are left, and how dense they are."""
+"""Pictures: which heads and neurons of a model are left, how dense they are, and how fast models run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,36 @@ def draw_summary(summary: Summary, path: Path, title: str) -> None:
     axes[0].set_ylabel("layer")
     figure.colorbar(image, ax=axes, label="density (blank: removed, drawn last)", shrink=0.9)
     figure.suptitle(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def draw_bench(report: Mapping[str, Any], path: Path) -> None:
+    """Bars of the p50 latency of every model and runtime, a panel per shape, with a line up to the p95.
+
+    Args:
+        report: of ``contraprune bench``.
+        path: ends in ``.png`` or ``.svg``; an existing file is replaced.
+    """
+    pyplot = _pyplot()
+    rows, shapes = report["models"], report["shapes"]
+    height = 1.4 + 0.24 * len(rows)
+    figure, axes = pyplot.subplots(
+        1, len(shapes), figsize=(6.5 * len(shapes), height), layout="constrained", squeeze=False
+    )
+    for axis, shape in zip(axes[0], shapes, strict=True):
+        ordered = sorted(rows, key=lambda row: row["latency"][shape]["p50_ms"], reverse=True)
+        middle, high = ([row["latency"][shape][name] for row in ordered] for name in ("p50_ms", "p95_ms"))
+        colours = ["0.7" if row["dense"] else "tab:blue" for row in ordered]
+        names = [f"{row['runtime']}, {Path(row['model']).name if not row['dense'] else 'dense'}" for row in ordered]
+        axis.barh(range(len(ordered)), middle, color=colours)
+        axis.hlines(range(len(ordered)), middle, high, color="black", linewidth=1)
+        axis.set_yticks(range(len(ordered)), names, fontsize=8)
+        axis.set_title(f"{shape} tokens", fontsize=10)
+        axis.set_xlabel("milliseconds: p50, line to p95")
+    machine = report["machine"]
+    figure.suptitle(f"{machine['cpu']}, {machine['threads']} thread(s)", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

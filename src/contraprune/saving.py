@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from contraprune.engine import accelerate, is_sparse, load_sparse
 from contraprune.errors import UserError
+from contraprune.exported import exported_format, load_exported
 from contraprune.files import check, replace_folder, stays_inside, temporary_name, write_text
 from contraprune.masking import fold, masked_linears
 from contraprune.remote_code import CONFIG_ERRORS, KEY, declare_record, declare_shapes, pruned_class
@@ -61,19 +62,25 @@ def load(
 ) -> PreTrainedModel:
     """Loads a model that contraprune wrote, in eval mode; shrunk ones too, without running code from there.
 
-    What ``contraprune export --format sparse`` wrote runs in the sparse CPU engine.
+    What ``contraprune export`` wrote in another format runs there: sparse in the sparse CPU engine, onnx and openvino
+    in their runtimes, as a :class:`contraprune.exported.RuntimeModel`.
 
     Args:
         path: the model directory, or the run directory that holds it as ``model/``.
         engine: ``torch`` gives a dense torch model from the sparse format too; ``sparse`` runs a dense model in the
             engine, and refuses models it does not know, where ``auto`` gives the dense torch model.
-        threads: of the sparse engine. Default: torch's number.
+        threads: of the sparse engine or the runtime. Default: torch's number.
 
     Raises:
-        UserError: there is no model at ``path``, its weights are truncated or do not fit its configuration, or
-            the record of its sizes was edited.
+        UserError: there is no model at ``path``, a package for it is missing, its weights are truncated or do not fit
+            its configuration, or the record of its sizes was edited.
     """
     directory = model_directory(path)
+    exported = exported_format(directory)
+    if exported is not None:
+        if engine != "auto":
+            raise UserError(f"{directory}: an {exported} graph; expected the model that it was exported from")
+        return load_exported(directory, threads=threads)
     config = load_config(str(directory))
     names = config.architectures
     name = names[0] if isinstance(names, list) and names else names

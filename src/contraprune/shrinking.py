@@ -65,6 +65,18 @@ def shrink(
     return kept
 
 
+@torch.no_grad()
+def fill_empty(model: PreTrainedModel) -> None:
+    """Gives each layer without heads or neurons one whose weights are zero, in place: the outputs stay the same.
+
+    For runtimes that cannot multiply by a matrix without rows.
+    """
+    for layer in find_layers(model):
+        for group in (layer.heads, layer.neurons):
+            if group.num_units == 0:
+                _fill_group(group)
+
+
 def take(tensor: Tensor, kept: Mapping[int, Int[Tensor, " _features"]]) -> Tensor:
     """The part of a tensor that is left, such as a moment in an optimiser: ``take(moment, kept[name])``."""
     for dim, features in kept.items():
@@ -119,6 +131,30 @@ def _shrink_group(group: HeadGroup | NeuronGroup, units: Int[Tensor, " kept"], k
     if isinstance(group, HeadGroup) and group.shared_position_bias:
         before = getattr(group.module, "kept_heads", range(group.num_heads))
         _keep_position_bias(group.module, [before[unit] for unit in units.tolist()])
+
+
+def _fill_group(group: HeadGroup | NeuronGroup) -> None:
+    for producer in group.producers:
+        _widen(producer, 0)
+    _widen(group.consumer, 1)
+    for name, per_unit in group.attributes.items():
+        setattr(group.module, name, per_unit)
+    if isinstance(group, HeadGroup) and group.shared_position_bias:
+        _keep_position_bias(group.module, [0])
+
+
+def _widen(projection: Projection, side: int) -> None:
+    """Gives a linear layer without output (side 0) or input (side 1) features those of one unit, zero."""
+    linear = projection.module
+    size = projection.size * projection.blocks
+    changes = {"weight": feature_dims(linear)[side]}
+    if side == 0 and getattr(linear, "bias", None) is not None:
+        changes["bias"] = 0
+    for name, dim in changes.items():
+        parameter = linear.get_parameter(name)
+        shape = [size if axis == dim else length for axis, length in enumerate(parameter.shape)]
+        _set_data(parameter, parameter.new_zeros(shape))
+    _set_feature_count(linear, side, size)
 
 
 def _select(projection: Projection, side: int, features: Int[Tensor, " features"], kept: Kept) -> None:

@@ -84,7 +84,56 @@ def show_export(record: Mapping[str, Any], output_dir: str) -> None:
     for metric, values in record.get("metrics", {}).items():
         table.add_row(metric, f"{values['before']:.4f}", f"{values['after']:.4f}")
     console.print(table)
+    if "largest_difference" in record:
+        console.print(f"outputs differ from PyTorch's by at most {record['largest_difference']:.1e} on random tokens")
     console.print(f"{record['format']} model in {output_dir}", soft_wrap=True)
+
+
+def show_bench(report: Mapping[str, Any]) -> None:
+    """What ``contraprune bench`` measured: a table per shape, the fastest first, then sizes and memory."""
+    machine = report["machine"]
+    names = {path: chr(ord("A") + n) for n, path in enumerate(dict.fromkeys(row["model"] for row in report["models"]))}
+    packages = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime", "openvino") if machine[name])
+    console = Console()
+    for line in (
+        f"{machine['cpu']} ({' '.join(machine['cpu_features'])}), {machine['threads']} thread(s); {packages}",
+        *(f"{letter}  {path}" + (" (dense)" * (letter == "A")) for path, letter in names.items()),
+    ):
+        console.print(line, soft_wrap=True, highlight=False)
+    for shape in report["shapes"]:
+        strongest = report["strongest_dense"][shape]
+        headers = [
+            shape,
+            "p50 ms",
+            "p95 ms",
+            "texts/s",
+            *(f"x {runtime}" for runtime in dict.fromkeys(strongest.values())),
+        ]
+        rows = sorted(report["models"], key=lambda row: row["latency"][shape]["p50_ms"])
+        cells = []
+        for row in rows:
+            latency = row["latency"][shape]
+            ratios = {runtime: latency["speedup_over_dense"][kind] for kind, runtime in strongest.items()}
+            numbers = [f"{latency[name]:.2f}" for name in ("p50_ms", "p95_ms")]
+            numbers += [f"{latency['texts_per_second']:.0f}", *(f"{ratio:.2f}" for ratio in ratios.values())]
+            cells.append([f"{names[row['model']]} {row['runtime']}", *numbers])
+        best = " and ".join(f"{runtime} ({kind})" for kind, runtime in strongest.items())
+        show_table(headers, cells, note=f"x: times faster than the dense model in its fastest runtime, {best}\n")
+    cells = [
+        [
+            f"{names[row['model']]} {row['runtime']}",
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['peak_bytes'] / 1e6:.0f}",
+            f"{row['import_seconds']:.2f}",
+            f"{row['load_seconds']:.2f}",
+            "" if row["difference"] is None else f"{row['difference']:.0e}",
+        ]
+        for row in report["models"]
+    ]
+    headers = ["", "MB on disk", "MB memory", "import s", "load s", "difference"]
+    show_table(headers, cells, note="memory: peak of a process; difference: of the outputs from PyTorch's")
+    for line in report["skipped"]:
+        console.print(f"not measured: {line}", soft_wrap=True, highlight=False)
 
 
 def _stages(stages: list[Mapping[str, Any]]) -> Table:

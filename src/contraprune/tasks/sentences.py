@@ -16,7 +16,7 @@ from contraprune.errors import UserError
 from contraprune.files import stays_inside
 from contraprune.pooling import Pooling
 
-_MODULES = "modules.json"
+MODULES = "modules.json"
 _SETTINGS = ("sentence_bert_config.json", "config_sentence_transformers.json")
 _UNDERSTOOD = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
 # How poolings were written before they had names.
@@ -62,24 +62,24 @@ def read_sentence_model(model: str, hidden_size: int) -> SentenceModel:
         UserError: a text goes through more than a transformer, one pooling and scaling to unit length, or a file is
             broken.
     """
-    found = _text(model, _MODULES)
+    found = _text(model, MODULES)
     if found is None:
         return SentenceModel(files=_usual_files(hidden_size))
-    modules = _json(model, _MODULES, found, list)
+    modules = _json(model, MODULES, found, list)
     try:
         steps = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{model}/{_MODULES}: expected a type and a path of every module, found {modules!r:.80}") from (
+        raise UserError(f"{model}/{MODULES}: expected a type and a path of every module, found {modules!r:.80}") from (
             error
         )
     if [kind for kind, _ in steps] not in _UNDERSTOOD:
         kinds = ", ".join(kind for kind, _ in steps)
         expected = "expected Transformer and Pooling, then at most Normalize"
-        raise UserError(f"{model}/{_MODULES}: {expected}; other modules cannot be pruned with it; found {kinds}")
+        raise UserError(f"{model}/{MODULES}: {expected}; other modules cannot be pruned with it; found {kinds}")
     for _, path in steps:  # it is written to below the saved model, as it is read from below this one
         if not stays_inside(path):
-            raise UserError(f"{model}/{_MODULES}: expected paths inside of the model, found {path!r:.80}")
-    files = {_MODULES: found}
+            raise UserError(f"{model}/{MODULES}: expected paths inside of the model, found {path!r:.80}")
+    files = {MODULES: found}
     settings: dict[str, dict[str, Any]] = {}
     for name in (*_SETTINGS, *(f"{path}/config.json" for kind, path in steps if kind != "Transformer")):
         text = _text(model, name)
@@ -125,7 +125,7 @@ def _usual_files(hidden_size: int) -> dict[str, str]:
     pooling = {"word_embedding_dimension": hidden_size}
     switches = {switch: mode == "mean" for switch, mode in _SWITCHES.items()}
     return {
-        _MODULES: json.dumps(modules, indent=2),
+        MODULES: json.dumps(modules, indent=2),
         "1_Pooling/config.json": json.dumps(pooling | switches, indent=2),
     }
 

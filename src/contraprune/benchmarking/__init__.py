@@ -1,0 +1,1 @@
+"""``contraprune bench``: how fast and how large models are, in every runtime that is installed."""
