@@ -39,12 +39,13 @@ def _glue(task: str) -> Run:
     )
 
 
-def _files(task_type: str, folder: str) -> Run:
+def _files(task_type: str, folder: str, *, teacher: int = 3, rows: int = 1000, pruning: int = 5) -> Run:
+    """Made-up data of one kind: epochs of the teacher, rows and epochs of pruning."""
     files = " ".join(f"--{split}_file={{made_up}}/{folder}/{split}.jsonl" for split in ("train", "validation"))
     return Run(
         data=f"--task_type={task_type} {files} --max_length=96",
-        teacher="--num_train_epochs=3",
-        prune="--max_train_samples=1000 --density=0.1 --num_train_epochs=5",
+        teacher=f"--num_train_epochs={teacher}",
+        prune=f"--max_train_samples={rows} --density=0.1 --num_train_epochs={pruning}",
     )
 
 
@@ -59,7 +60,7 @@ RUNS = {
         prune="--max_train_samples=1600 --num_train_epochs=1 --density=0.5",
     ),
     "ner": _files("token_classification", "ner"),
-    "multi_label": _files("multi_label", "multi_label"),
+    "multi_label": _files("multi_label", "multi_label", teacher=5, rows=4000, pruning=8),
     "embedding": Run(
         data="--task=stsb --data_dir={data}/glue/stsb --task_type=embedding --max_train_samples=1500",
         teacher=None,

@@ -1,4 +1,7 @@
-"""Data-parallel runs: two real processes (gloo) against one, with the same batches of a step."""
+"""Data-parallel runs: two real processes (gloo) against one, with the same batches of a step.
+
+The two processes are two nodes. ``movement`` has a directory that both see; in ``taylor`` each keeps its own banks.
+"""
 
 import json
 import os
@@ -48,22 +51,35 @@ def runs(tiny, tmp_path_factory):
             "cache_dir": str(folder / "cache"),
         }
         options = {
-            "movement": common | {"density": 0.3, "score_init": "magnitude"},
+            "movement": common | {"density": 0.3, "score_init": "magnitude", "output_dir": str(folder / "movement")},
             "taylor": common | {"method": "taylor", "density": 0.5, "num_stages": 2, "importance_examples": 32},
         }
-        for name, chosen in options.items():
-            chosen["output_dir"] = str(folder / name)
+        options["taylor"] |= {"output_dir": str(folder / "taylor")}
+        if processes == 2:
+            options["taylor"] |= {"output_dir": "taylor", "cache_dir": "cache", "save_on_each_node": True}
         (folder / "options.json").write_text(json.dumps(options))
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        command += ["--master-port", str(29000 + os.getpid() % 1000), str(SCRIPT), str(folder)]
         if processes == 1:
             for chosen in options.values():
                 contraprune.prune(**chosen)
         else:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-            assert done.returncode == 0, done.stderr[-3000:]
+            start_two_nodes(folder)
         folders[processes] = folder
     return folders
+
+
+def start_two_nodes(folder):
+    """Starts what torchrun would start on two nodes, each in a directory of its own."""
+    common = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    common |= {"MASTER_PORT": str(29000 + os.getpid() % 1000), "PYTHONPATH": os.pathsep.join(sys.path)}
+    nodes = []
+    for node in range(2):
+        (folder / f"node{node}").mkdir()
+        with (folder / f"node{node}.log").open("w") as output:
+            where = {"cwd": folder / f"node{node}", "env": os.environ | common | {"RANK": str(node)}}
+            command = [sys.executable, str(SCRIPT), str(folder)]
+            nodes.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **where))
+    for node, process in enumerate(nodes):
+        assert process.wait(timeout=300) == 0, (folder / f"node{node}.log").read_text()[-3000:]
 
 
 def losses(folder):
@@ -111,3 +127,16 @@ def test_two_processes_fill_the_banks_of_one(runs):
         first, second = (np.fromfile(file, dtype=dtype).astype(np.float32) for file in (one, two))
         np.testing.assert_allclose(second, first, atol=1e-3)
         assert np.abs(first).max() > 0.1
+
+
+def test_every_node_has_banks_of_its_own_where_they_share_no_files(runs):
+    nodes = [runs[2] / f"node{node}" for node in (0, 1)]
+    for node in nodes:
+        files = sorted((node / "cache").glob("*/*.rows"))
+        assert [file.stem for file in files] == ["outputs", "representations", "representations"]
+        assert not (node / "taylor" / "banks").exists()
+    first, second = ([file.read_bytes() for file in sorted((node / "cache").glob("*/*.rows"))] for node in nodes)
+    assert first == second
+    # In two processes other examples are rated together, so that other heads and neurons may go, but not more.
+    one, two = (json.loads((folder / "taylor" / "results.json").read_text()) for folder in (runs[1], nodes[0]))
+    assert two["parameters"] == one["parameters"]

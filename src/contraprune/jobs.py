@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import platform
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -111,6 +112,11 @@ class Job:
     def main(self) -> bool:
         """Whether this process writes the results."""
         return self.arguments.process_index == 0
+
+    @property
+    def keeps_banks(self) -> bool:
+        """Whether this process writes banks: the main one, or with ``--save_on_each_node`` the first of every node."""
+        return bool(self.arguments.should_save)
 
     @property
     def progress(self) -> bool:
@@ -241,6 +247,8 @@ class Job:
         results |= {"seconds": seconds, "seed": self.arguments.seed}
         if self.main:
             self.directory.finish(results)
+        elif self.keeps_banks:
+            shutil.rmtree(self.directory.banks, ignore_errors=True)
         return results
 
 

@@ -172,6 +172,8 @@ class Sources:
             collator=trainer.data_collator,
             batch_size=job.arguments.per_device_eval_batch_size,
             accelerator=trainer.accelerator,
+            writes=job.keeps_banks,
+            on_each_node=job.arguments.save_on_each_node,
             progress=job.progress,
         )
         self.snapshots = Bank(self.classes)

@@ -68,6 +68,8 @@ class SourceBuilder:
         dataset: the encoded training set.
         pooling, use_pooler: how representations are made (see ``Reader``).
         in_memory: hold finished banks in memory rather than memory-mapped.
+        writes: whether this process writes the files; the others read them.
+        on_each_node: every node has files of its own.
     """
 
     task: Task
@@ -79,6 +81,8 @@ class SourceBuilder:
     collator: Callable[[list[dict[str, Any]]], Any]
     batch_size: int
     accelerator: Accelerator
+    writes: bool
+    on_each_node: bool
     progress: bool
 
     def cached(
@@ -107,7 +111,7 @@ class SourceBuilder:
         reader = Reader(model, pooling=self.pooling, use_pooler=self.use_pooler)
         width = self._output_width(model) if with_outputs else None
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{key}.lock") if self.accelerator.is_main_process else nullcontext():
+        with FileLock(cache / f"{key}.lock") if self.writes else nullcontext():
             found = self.encode(model, reader, cache / key, provenance, description, outputs=width)
         reader.remove()
         return found
@@ -152,12 +156,15 @@ class SourceBuilder:
         }
         if outputs is not None:
             specs["outputs"] = RowSpec(rows=rows, width=outputs, dtype="float32")
-        with self.accelerator.main_process_first():  # the others find what the first process made
+        accelerator = self.accelerator
+        first = accelerator.local_main_process_first if self.on_each_node else accelerator.main_process_first
+        with first():  # the others find what the first process made
             files = {
                 name: RowFile.open(path / name, spec, in_memory=self.in_memory, provenance=provenance, advice=advice)
                 for name, spec in specs.items()
             }
-        if any(file is None for file in files.values()):
+        missing = torch.tensor(any(file is None for file in files.values()), dtype=torch.int, device=accelerator.device)
+        if accelerator.reduce(missing, "sum"):  # on any node: all take part in the encoding
             if not again:
                 raise UserError(f"{path}: {description} is missing; {advice}")
             files = self._compute(model, reader, path, specs, provenance, description)
@@ -172,9 +179,10 @@ class SourceBuilder:
         provenance: dict[str, Any],
         description: str,
     ) -> dict[str, RowFile | None]:
-        main = self.accelerator.is_main_process
         made = {
-            name: RowFile.create(path / name, spec, in_memory=self.in_memory) for name, spec in specs.items() if main
+            name: RowFile.create(path / name, spec, in_memory=self.in_memory)
+            for name, spec in specs.items()
+            if self.writes
         }
         passes = encode(
             model,
@@ -185,7 +193,7 @@ class SourceBuilder:
             batch_size=self.batch_size,
             accelerator=self.accelerator,
             description=description,
-            progress=self.progress and main,
+            progress=self.progress,
         )
         for batch in passes:
             for name, file in made.items():
@@ -193,7 +201,7 @@ class SourceBuilder:
         for file in made.values():
             file.seal(provenance)
         self.accelerator.wait_for_everyone()
-        if main:
+        if self.writes:
             return dict(made)
         return {
             name: RowFile.open(path / name, spec, in_memory=self.in_memory, provenance=provenance)

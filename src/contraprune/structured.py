@@ -119,7 +119,7 @@ class StageRunner:
         self.structured = structured
         self.weights_before = _encoder_weights(prepared.model)
         self.records: list[dict[str, Any]] = []
-        self.job.directory.stages.mkdir(exist_ok=True)
+        self.job.directory.stages.mkdir(parents=True, exist_ok=True)
 
     def run(self, stage: Stage) -> None:
         """Snapshot, importance, removal, retraining, evaluation; then the model as it is goes to disk."""
