@@ -88,6 +88,7 @@ def test_the_standard_error_is_that_of_a_proportion(runs):
 def test_what_others_wrote_is_text_and_never_markup(runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs.sparse, run)
+    (run / "SHA256SUMS").unlink()  # as its error says to somebody who edits results
     results = json.loads((run / "results.json").read_text())
     results["task"] = NASTY
     results["metrics"] = {NASTY: 0.5}
@@ -130,6 +131,7 @@ def test_stages_follow_each_other_on_one_axis():
     ("file", "text", "message"),
     [
         ("results.json", "{", "results.json: not JSON"),
+        ("results.json", None, "results.json: damaged or edited"),
         ("results.json", "[]", "expected the results of a run, found no metrics"),
         ("results.json", '{"metrics": {"a": 1}, "task": "t", "method": "m"}', "found no parameters"),
         ("log.jsonl", '{"step": 1}\nnonsense\n', "log.jsonl, line 2: expected what a run logs"),
@@ -140,7 +142,11 @@ def test_stages_follow_each_other_on_one_axis():
 def test_a_damaged_file_is_named_in_one_line(runs, tmp_path, capsys, file, text, message):
     run = tmp_path / "run"
     shutil.copytree(runs.dense, run)
-    (run / file).write_text(text)
+    if text is None:
+        (run / file).write_text((run / file).read_text().replace('"seed": ', '"seed": 1'))
+    else:
+        (run / "SHA256SUMS").unlink()
+        (run / file).write_text(text)
     (run / "report.html").unlink()
     assert main(["report", str(run)]) == 2
     lines = capsys.readouterr().err.splitlines()
