@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from machine import describe
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -44,6 +43,7 @@ from contraprune.callbacks import GradualPruning
 from contraprune.config import ContrastConfig, DataConfig, PruneArguments
 from contraprune.criteria import CRITERIA
 from contraprune.encoding import Reader, encode, features_of, readable
+from contraprune.machine import describe
 from contraprune.masking import mask_linears
 from contraprune.pruning_config import PruningConfig
 from contraprune.saving import load_for_finetuning, load_tokenizer
