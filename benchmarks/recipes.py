@@ -1,10 +1,11 @@
-"""What each default is worth: SST-2, 4,000 training sentences, MiniLM, 8 epochs of batch 32.
+"""What each default and each criterion is worth: SST-2, 4,000 training sentences, MiniLM, 8 epochs of batch 32.
 
     python benchmarks/recipes.py --model M --teacher DIR --data_dir D --output_dir O [NAME ...]
 
 Makes the runs named (all by default) that O does not hold yet, one process each, then writes O/recipes.json and
 prints a Markdown table of what O holds. Accuracy is on the 872 official validation sentences: its standard error
-is about 1.3 points, so compare several runs.
+is about 1.3 points, so compare several runs. ``steered to`` is the density that a penalty had reached before the last
+masks were made exact.
 """
 
 import argparse
@@ -30,6 +31,13 @@ RUNS: dict[str, tuple[str, ...]] = {
     "longer-cooldown-no-contrast-42": (
         "--contrast=none", "--prune_warmup=0.05", "--prune_cooldown=0.6", "--freeze_masks=0.3",
     ),
+    "soft-movement-42": ("--method=soft_movement",),
+    "l0-42": ("--method=l0",),
+    "fisher-42": ("--method=fisher",),
+    "smp-42": ("--method=smp",),
+    "magnitude-42": ("--method=magnitude",),
+    "blocks-42": ("--block=4x1",),
+    "pattern-42": ("--pattern=2:4",),
     "taylor-42": ("--method=taylor",),
     "taylor-no-contrast-42": ("--method=taylor", "--contrast=none"),
 }  # fmt: skip
@@ -48,19 +56,30 @@ def main() -> None:
             command = [sys.executable, "-m", "contraprune", "prune", *places, *COMMON, *RUNS[name]]
             subprocess.run([*command, f"--output_dir={output / name}"], check=True)
     results = {
-        name: {"flags": list(flags), **json.loads((output / name / "results.json").read_text())}
+        name: {
+            "flags": list(flags),
+            "steered_to": steered(output / name / "log.jsonl"),
+            **json.loads((output / name / "results.json").read_text()),
+        }
         for name, flags in RUNS.items()
         if (output / name / "results.json").is_file()
     }
     (output / "recipes.json").write_text(json.dumps({"machine": describe(), "runs": results}, indent=2) + "\n")
-    print("| run | flags beside the defaults | encoder density | accuracy | of the teacher's | minutes |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| run | flags beside the defaults | encoder density | steered to | accuracy | of the teacher's | minutes |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, run in results.items():
         flags = " ".join(f"`{flag}`" for flag in run["flags"]) or "none"
         print(
-            f"| {name} | {flags} | {run['density']['encoder']:.3f} | {run['metrics']['accuracy']:.4f} "
-            f"| {run['retained']:.1%} | {run['seconds']['total'] / 60:.0f} |"
+            f"| {name} | {flags} | {run['density']['encoder']:.3f} | {run['steered_to'] or ''} "
+            f"| {run['metrics']['accuracy']:.4f} | {run['retained']:.1%} | {run['seconds']['total'] / 60:.0f} |"
         )
+
+
+def steered(log: Path) -> float | None:
+    """The density that was logged last while the masks moved, where a penalty moved them."""
+    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    found = [round(entry["density"], 4) for entry in entries if entry.get("penalty_weight")]
+    return found[-2] if found else None  # the last one was made exact
 
 
 if __name__ == "__main__":

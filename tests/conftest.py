@@ -67,23 +67,10 @@ def tiny(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_options(tiny: Path, tmp_path: Path) -> dict[str, object]:
-    """Options of a prune run that takes a second: 12 optimiser steps over 64 toy sentences, two snapshots."""
-    return {
-        "model": str(tiny / "pretrained"),
-        "teacher": str(tiny / "teacher"),
-        "task": "toy",
-        "max_train_samples": 64,
-        "max_eval_samples": 48,
-        "max_length": 24,
-        "num_train_epochs": 3,
-        "per_device_train_batch_size": 16,
-        "extra_examples": 32,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "cache_dir": str(tmp_path / "cache"),
-        "output_dir": str(tmp_path / "run"),
-    }
+    """Options of a prune run of 12 optimiser steps, with two snapshots."""
+    from tiny_tasks import small_run
+
+    return small_run(tiny, tmp_path, num_train_epochs=3)
 
 
 @pytest.fixture(scope="session")
@@ -91,20 +78,11 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespac
     """Three small real runs: a ``dense`` teacher, and of it a ``sparse`` model (all sources of contrast) and a ``slim``
     one (heads and neurons removed, no contrast)."""
     from contraprune.pipeline import finetune, prune
+    from tiny_tasks import small_run
 
     folder = tmp_path_factory.mktemp("runs")
-    common = {
-        "model": str(tiny / "pretrained"),
-        "task": "toy",
-        "max_train_samples": 64,
-        "max_eval_samples": 48,
-        "max_length": 24,
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 16,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
+    common = small_run(tiny, folder)
+    del common["cache_dir"], common["extra_examples"], common["teacher"], common["output_dir"]
     finetune(**common, output_dir=str(folder / "dense"))
     common |= {"teacher": str(folder / "dense" / "model"), "cache_dir": str(folder / "cache")}
     prune(**common, density=0.25, extra_examples=32, output_dir=str(folder / "sparse"))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import contraprune
+from tiny_tasks import small_run
 
 
 @pytest.fixture(scope="module")
@@ -14,28 +15,9 @@ def run(tiny, tmp_path_factory):
 
     def prune(**options):
         folder = tmp_path_factory.mktemp("run")
-        common = {
-            "model": str(tiny / "pretrained"),
-            "teacher": str(tiny / "teacher"),
-            "task": "toy",
-            "max_train_samples": 64,
-            "max_eval_samples": 48,
-            "max_length": 24,
-            "num_train_epochs": 2,
-            "per_device_train_batch_size": 32,
-            "extra_examples": 32,
-            "density": 0.3,
-            "score_init": "magnitude",
-            "dropout": 0.0,
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "save_strategy": "no",
-            "eval_strategy": "no",
-            "cache_dir": str(folder / "cache"),
-            "output_dir": str(folder / "run"),
-        }
-        contraprune.prune(**(common | options))
+        own = {"per_device_train_batch_size": 32, "density": 0.3, "score_init": "magnitude", "dropout": 0.0}
+        quick = {"save_strategy": "no", "eval_strategy": "no"}
+        contraprune.prune(**(small_run(tiny, folder, **own, **quick) | options))
         log = [json.loads(line) for line in (Path(folder) / "run" / "log.jsonl").read_text().splitlines()]
         return [{k: v for k, v in entry.items() if k.startswith("loss")} for entry in log if "grad_norm" in entry]
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import contraprune
+from tiny_tasks import small_run
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 BATCH = 16
@@ -34,22 +35,8 @@ def runs(tiny, tmp_path_factory):
         file.write_text(json.dumps(json.loads(file.read_text()) | quiet))  # every process draws its own dropout
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"processes{processes}")
-        common = {
-            "model": str(models / "pretrained"),
-            "teacher": str(models / "teacher"),
-            "task": "toy",
-            "max_train_samples": 64,
-            "max_eval_samples": 45,
-            "max_length": 24,
-            "num_train_epochs": 2,
-            "per_device_train_batch_size": BATCH // processes,
-            "extra_examples": 32,
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "save_strategy": "no",
-            "cache_dir": str(folder / "cache"),
-        }
+        common = small_run(models, folder, max_eval_samples=45, save_strategy="no")
+        common |= {"per_device_train_batch_size": BATCH // processes}
         options = {
             "movement": common | {"density": 0.3, "score_init": "magnitude", "output_dir": str(folder / "movement")},
             "taylor": common | {"method": "taylor", "density": 0.5, "num_stages": 2, "importance_examples": 32},
