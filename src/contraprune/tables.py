@@ -1,5 +1,6 @@
 """Results as tables in the terminal."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,18 @@ from rich.table import Table
 
 from contraprune.inspection import LayerSummary, Matrix, Summary
 
+_WIDE = 160  # columns, where no window says how many there are
+
+
+def _console() -> Console:
+    """Standard output; into a file or a pipe tables go unbroken."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_WIDE)
+
 
 def show_results(results: Mapping[str, Any], output_dir: str) -> None:
     """The end of a run: metrics beside the teacher's, density, parameters, and where things are."""
-    console = Console()
+    console = _console()
     teacher: Mapping[str, float] = results.get("teacher_metrics", {})
     title = f"{results['task']}, {results['method']}"
     table = Table("", *(["teacher", "pruned"] if teacher else ["model"]), title=title)
@@ -35,7 +44,7 @@ def show_results(results: Mapping[str, Any], output_dir: str) -> None:
 
 def show_metrics(metrics: Mapping[str, float], seconds: float, name: str) -> None:
     """What ``contraprune evaluate`` found."""
-    console = Console()
+    console = _console()
     console.print(name, highlight=False, soft_wrap=True)
     table = Table("metric", "value")
     for metric, value in metrics.items():
@@ -46,7 +55,7 @@ def show_metrics(metrics: Mapping[str, float], seconds: float, name: str) -> Non
 
 def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, note: str) -> None:
     """Any table: its first column on the left, the others, which are numbers, on the right."""
-    console = Console()
+    console = _console()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for number, header in enumerate(headers):
         table.add_column(header, justify="right" if number else "left", overflow="fold")
@@ -58,7 +67,7 @@ def show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, note: s
 
 def show_probe(results: Mapping[str, Any]) -> None:
     """What ``contraprune probe`` found: a row per task, a column per model, and what the others are ahead or behind."""
-    console = Console()
+    console = _console()
     first, *others = models = results["models"]
     letters = {model: chr(ord("A") + number) for number, model in enumerate(models)}
     for model, letter in letters.items():
@@ -78,7 +87,7 @@ def show_probe(results: Mapping[str, Any]) -> None:
 
 def show_export(record: Mapping[str, Any], output_dir: str) -> None:
     """What ``contraprune export`` wrote, and what its number formats cost."""
-    console = Console()
+    console = _console()
     table = Table("", "before", "after")
     table.add_row("weights", *(f"{record['bytes'][when] / 1e6:.1f} MB" for when in ("before", "after")))
     for metric, values in record.get("metrics", {}).items():
@@ -94,7 +103,7 @@ def show_bench(report: Mapping[str, Any]) -> None:
     machine = report["machine"]
     names = {path: chr(ord("A") + n) for n, path in enumerate(dict.fromkeys(row["model"] for row in report["models"]))}
     packages = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime", "openvino") if machine[name])
-    console = Console()
+    console = _console()
     for line in (
         f"{machine['cpu']} ({' '.join(machine['cpu_features'])}), {machine['threads']} thread(s); {packages}",
         *(f"{letter}  {path}" + (" (dense)" * (letter == "A")) for path, letter in names.items()),
@@ -153,7 +162,7 @@ def _stages(stages: list[Mapping[str, Any]]) -> Table:
 
 def show_summary(summary: Summary, name: str) -> None:
     """A model's living heads and neurons per layer, the density of each matrix if any is sparse, and the totals."""
-    console = Console()
+    console = _console()
     console.print(f"{name} ({summary.model_class})", highlight=False, soft_wrap=True)
     console.print(_units(summary, ("#", ".") if console.options.ascii_only else ("█", "░")))
     if summary.encoder_density < 1:
