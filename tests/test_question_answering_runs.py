@@ -219,7 +219,8 @@ def test_cached_teacher_outputs_fit_every_padding(teachers, folder, tmp_path):
     assert len(set(encoded["length"])) > 5
     builder = SourceBuilder(
         task=task, dataset=encoded, config=ContrastConfig(), pooling="cls", use_pooler=True, in_memory=True,
-        collator=collator, batch_size=4, accelerator=Accelerator(cpu=True), progress=False,
+        collator=collator, batch_size=4, accelerator=Accelerator(cpu=True), writes=True, on_each_node=False,
+        progress=False,
     )  # fmt: skip
     representations, outputs = builder.cached(teacher, tmp_path, "", with_outputs=True)
     order = np.random.default_rng(0).permutation(len(encoded))

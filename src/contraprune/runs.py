@@ -24,6 +24,7 @@ _OWN_FILES = (
 )  # fmt: skip
 _OWN_FOLDERS = ("model", "checkpoints", "banks", "stages", "tensorboard")
 _LOCK = ".lock"
+_PATIENCE = 2.0  # seconds: a process that was just killed holds its lock until the system has cleared it away
 _LEFT_OVER = (".tmp", ".old")  # ends of names under which files are written, and folders replaced
 
 
@@ -122,7 +123,7 @@ class RunDirectory:
         lock = self.path / _LOCK
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(blocking=False)
+            self._lock.acquire(timeout=_PATIENCE, poll_interval=0.1)
             lock.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         except Timeout:
             holder = " ".join(lock.read_text(encoding="utf-8", errors="replace").split()) or "another process"
