@@ -6,7 +6,7 @@
 ``steps``: a whole step (batch of 32, masks, losses, optimiser) of movement pruning at density 0.1 with three sources,
 3 snapshots, distillation and 4,096 extra examples, against a step of fine-tuning on the same batches; also without
 masks, as in the stages of ``taylor``. For the model given and for BERT-base with random weights.
-``rows``: the same step with banks of 10 thousand to 1 million examples, mapped from disk, and the process's memory.
+``rows``: the same step with banks of 10 thousand to 1 million examples, mapped from disk.
 ``encoding``: filling a bank against nothing but the forward passes of the same batches, and of batches in the order
 of the data.
 
@@ -217,13 +217,11 @@ def timed_parts(trainer: MaskedTrainer) -> dict[str, list[float]]:
 def measure_rows(subject: Subject, rounds: int, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     """Steps with banks of several sizes; the examples of the batches are spread over the whole bank."""
     base = subject.dataset
-    trainers, memory = {}, {}
+    trainers = {}
     for size in sizes:
         spread = np.linspace(0, size - 1, len(base)).astype(int).tolist()
         dataset = base.remove_columns("idx").add_column("idx", spread)
-        before = resident()
         trainers[str(size)] = Subject(**{**vars(subject), "dataset": dataset}).masked(bank_rows=size)
-        memory[str(size)] = resident() - before
     times = interleaved(trainers, rounds)
     first = median(times[str(sizes[0])].seconds)
     return [
@@ -231,20 +229,9 @@ def measure_rows(subject: Subject, rounds: int, sizes: tuple[int, ...]) -> list[
             "bank_rows": int(name),
             "seconds": round(median(time.seconds), 4),
             "of_the_first": round(median(time.seconds) / first, 3),
-            "added_anonymous_mb": round(memory[name] / 1e6, 1),
         }
         for name, time in times.items()
     ]
-
-
-def resident() -> int:
-    """Bytes of memory of this process that no file backs."""
-    gc.collect()
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return 0
-    (line,) = [line for line in status.read_text().splitlines() if line.startswith("RssAnon")]
-    return int(line.split()[1]) * 1024
 
 
 def measure_encoding(subject: Subject, rounds: int) -> dict[str, Any]:
@@ -310,7 +297,7 @@ def subjects(options: argparse.Namespace, flags: list[str], folder: Path) -> dic
     base = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **task.model_options()))
     quiet = ["--eval_strategy=no", "--save_strategy=no", "--disable_tqdm=true", "--report_to=none"]
     found = {}
-    for name, model in ((Path(options.model).name or "model", small), ("bert-base, random", base)):
+    for name, model in ((options.name, small), ("bert-base, random", base)):
         steps = options.steps if model is small else options.base_steps
         values = [
             *quiet,
@@ -339,6 +326,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--name", default="MiniLM", help="what the model is called in the results")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--parts", nargs="+", default=["steps", "rows", "encoding"])
     parser.add_argument("--examples", type=int, default=6000)
