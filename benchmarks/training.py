@@ -10,8 +10,9 @@ masks, as in the stages of ``taylor``. For the model given and for BERT-base wit
 ``encoding``: filling a bank against nothing but the forward passes of the same batches, and of batches in the order
 of the data.
 
-Variants take turns in one process, and a ratio is that of their medians. On a CPU with one thread time is the
-processor's, which other work on the machine hardly changes; else it is wall time.
+Variants take turns in one process; a ratio is the median over the rounds of that of the medians of one round. On a CPU
+with one thread time is the processor's, which other work on the machine hardly changes; else it is wall time. Freed
+memory is kept, as in every run of ``contraprune`` (--stock_allocator: it is not).
 """
 
 import argparse
@@ -38,6 +39,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from contraprune.allocator import keep_freed_memory
 from contraprune.bank import Bank, RowFile, RowSpec
 from contraprune.callbacks import GradualPruning
 from contraprune.config import ContrastConfig, DataConfig, PruneArguments
@@ -66,14 +68,22 @@ def now() -> float:
 class StepTimes(TrainerCallback):
     """Seconds from the beginning of each step to that of the next: all that happens in between counts."""
 
-    seconds: list[float] = field(default_factory=list)
+    rounds: list[list[float]] = field(default_factory=list)
     started: list[float] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> list[float]:
+        return [step for steps in self.rounds for step in steps]
+
+    def over(self, other: "StepTimes") -> float:
+        pairs = zip(self.rounds, other.rounds, strict=True)
+        return round(median(median(mine) / median(theirs) for mine, theirs in pairs), 3)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started.append(now())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds += np.diff(self.started)[WARM_UP:].tolist()
+        self.rounds.append(np.diff(self.started)[WARM_UP:].tolist())
         self.started.clear()
 
 
@@ -183,8 +193,8 @@ def measure_steps(subject: Subject, rounds: int) -> dict[str, Any]:
     return {
         "parameters": sum(p.numel() for p in trainers["plain"].model.parameters()),
         "seconds": {name: round(value, 4) for name, value in medians.items()},
-        "masked_over_plain": round(medians["masked"] / medians["plain"], 3),
-        "unmasked_over_plain": round(medians["unmasked"] / medians["plain"], 3),
+        "masked_over_plain": times["masked"].over(times["plain"]),
+        "unmasked_over_plain": times["unmasked"].over(times["plain"]),
         "share_of_masked_step": {
             name: round(median(values) / medians["masked"], 4) for name, values in spent.items() if values
         },
@@ -223,12 +233,12 @@ def measure_rows(subject: Subject, rounds: int, sizes: tuple[int, ...]) -> list[
         dataset = base.remove_columns("idx").add_column("idx", spread)
         trainers[str(size)] = Subject(**{**vars(subject), "dataset": dataset}).masked(bank_rows=size)
     times = interleaved(trainers, rounds)
-    first = median(times[str(sizes[0])].seconds)
+    first = times[str(sizes[0])]
     return [
         {
             "bank_rows": int(name),
             "seconds": round(median(time.seconds), 4),
-            "of_the_first": round(median(time.seconds) / first, 3),
+            "of_the_first": time.over(first),
         }
         for name, time in times.items()
     ]
@@ -334,10 +344,12 @@ def main() -> None:
     parser.add_argument("--base_steps", type=int, default=3, help="the same for BERT-base")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--tokens", type=int, nargs="*", default=[48, 128], help="the steps also at these lengths")
+    parser.add_argument("--tokens", type=int, nargs="*", default=[32, 64], help="the steps also at these lengths")
+    parser.add_argument("--stock_allocator", action="store_true")
     parser.add_argument("--small_only", action="store_true", help="leave BERT-base out")
     options, flags = parser.parse_known_args()
-    result: dict[str, Any] = {"machine": describe(), "flags": flags}
+    kept = not options.stock_allocator and keep_freed_memory()
+    result: dict[str, Any] = {"machine": describe(), "flags": flags, "freed_memory_is_kept": kept}
     with tempfile.TemporaryDirectory() as folder:
         found = subjects(options, flags, Path(folder))
         if options.small_only:
@@ -345,12 +357,10 @@ def main() -> None:
         first = next(iter(found.values()))
         if "steps" in options.parts:
             result["steps"] = [
-                {"model": name, "tokens": "batch's longest", **measure_steps(subject, options.rounds)}
+                {"model": name, "tokens": tokens or "batch's longest", **measure_steps(variant, options.rounds)}
                 for name, subject in found.items()
-            ]
-            result["steps"] += [
-                {"model": next(iter(found)), "tokens": tokens, **measure_steps(padded(first, tokens), options.rounds)}
-                for tokens in options.tokens
+                for tokens in (None, *options.tokens)
+                for variant in [subject if tokens is None else padded(subject, tokens)]
             ]
         if "rows" in options.parts:
             result["rows"] = measure_rows(first, options.rounds, tuple(options.rows))

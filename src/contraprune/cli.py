@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import Any, NoReturn
 
+from contraprune.allocator import keep_freed_memory
 from contraprune.errors import UserError
 
 _EPILOG = """\
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _interrupted(arguments: list[str], saved: str) -> str:
     """What to say after Ctrl-C, given what was saved."""
-    if not arguments or arguments[0] not in ("demo", "finetune", "prune", "study"):
+    if not arguments or arguments[0] not in _TRAINING:
         return "interrupted"
     how = "continues from there" if saved else "continues from what was saved last"
     without = " without --overwrite" if "--overwrite" in arguments else ""
@@ -375,6 +376,7 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "report": (_report, "A page to look at: of one run, or of several runs and studies compared."),
     "probe": (_probe, "What a model still knows of other tasks: linear heads on its frozen encoder."),
 }
+_TRAINING = ("demo", "finetune", "prune", "study")
 
 
 _DATA_USAGE = "(--task T [--data_dir D] | --train_file F --validation_file F)"
@@ -396,4 +398,6 @@ def entry_point() -> NoReturn:
     """``contraprune`` of the shell."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    if sys.argv[1:] and sys.argv[1] in _TRAINING:
+        keep_freed_memory()
     sys.exit(main())

@@ -29,10 +29,11 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weight, mask = ctx.saved_tensors
         (gradient,) = gradients
+        of_scores = gradient * weight if ctx.needs_input_grad[1] else None
         of_weight = None
         if ctx.needs_input_grad[0]:
-            of_weight = gradient if ctx.dense else gradient * mask
-        of_scores = gradient * weight if ctx.needs_input_grad[1] else None
+            # In place: nobody else has this gradient, because only one product uses the masked weight.
+            of_weight = gradient if ctx.dense else gradient.mul_(mask)
         return of_weight, of_scores, None, None
 
 
@@ -63,7 +64,8 @@ class MaskedLinear(nn.Linear):
 
     def set_mask(self, mask: Bool[Tensor, "out in"] | Float[Tensor, "out in"]) -> None:
         """What the weight is multiplied with from now on: true or one to keep it, false or zero to remove it."""
-        self.mask.copy_(mask)
+        # Booleans as the bytes they are: torch converts those to floats seven times as fast.
+        self.mask.copy_(mask.view(torch.uint8) if mask.dtype == torch.bool else mask)
 
     def drop_masked_gradient(self) -> None:
         """Sets ``weight.grad`` to zero where the mask is, after a dense one was looked at."""

@@ -42,12 +42,12 @@ def keep_largest(scores: Sequence[Float[Tensor, "..."]], count: int) -> list[Boo
     Raises ValueError for a NaN among the scores.
     """
     values = [matrix.detach() for matrix in scores]
-    refuse_nan(values)
     total = sum(matrix.numel() for matrix in values)
-    if count in (0, total):
-        return [torch.full_like(matrix, count > 0, dtype=torch.bool) for matrix in values]
     dtype = torch.float64 if any(matrix.dtype == torch.float64 for matrix in values) else torch.float32
     flat = [matrix.flatten().to(dtype) for matrix in values]
+    refuse_nan(flat)
+    if count in (0, total):
+        return [torch.full_like(matrix, count > 0, dtype=torch.bool) for matrix in values]
     if all(matrix.device.type == "cpu" for matrix in flat):
         masks = [torch.from_numpy(mask) for mask in _largest_numpy([matrix.numpy() for matrix in flat], count)]
     else:
@@ -117,9 +117,14 @@ def remove_lowest(
 
 def refuse_nan(scores: Sequence[Float[Tensor, "..."]]) -> None:
     """Raises ValueError for a NaN among the scores."""
-    # The maximum is NaN where any score is, and costs a quarter of looking at every score.
-    if any(matrix.numel() > 0 and bool(matrix.max().isnan()) for matrix in scores):
+    if any(matrix.numel() > 0 and math.isnan(_maximum(matrix)) for matrix in scores):
         raise ValueError("there is a NaN among the scores")
+
+
+def _maximum(scores: Float[Tensor, "*shape"]) -> float:
+    """NaN where any score is, at a quarter of the price of looking at every score."""
+    on_cpu = scores.device.type == "cpu" and scores.dtype != torch.bfloat16
+    return float(scores.numpy().max() if on_cpu else scores.max())  # numpy takes a third of torch's time
 
 
 def _largest_torch(flat: Float[Tensor, " total"], count: int) -> Bool[Tensor, " total"]:

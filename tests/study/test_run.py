@@ -4,7 +4,11 @@ import csv
 import io
 import json
 import os
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +143,39 @@ def test_an_interrupted_study_ends_with_the_weights_of_an_uninterrupted_one(
     assert (folder / "checkpoints" / "checkpoint-4").is_dir()
     assert main(flags) == 0
     assert started == [f"movement-density0.1-seed{seed}" for seed in (1, 2, 2)]
+    first, second = (load_file(path / "model" / "model.safetensors") for path in (tmp_path / "whole", folder))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_killed_study_goes_on_where_it_was(tiny_options, tmp_path, started, monkeypatch):
+    options = tiny_options | {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "num_train_epochs": 8}
+    flags = command(options, "sparsity", "--seeds=1", "--densities=0.1,0.5")
+    contraprune.prune(**options | {"output_dir": str(tmp_path / "whole"), "density": 0.1, "seed": 1})
+    names = [f"movement-density{density}-seed1" for density in (0.1, 0.5)]
+    folder = tmp_path / "run" / "runs" / names[0]
+    study = subprocess.Popen([sys.executable, "-m", "contraprune", *flags])
+    while study.poll() is None and not (folder / "checkpoints" / "checkpoint-2").is_dir():
+        time.sleep(0.01)
+    study.kill()
+    assert study.wait() == -signal.SIGKILL
+    assert not (folder / "results.json").exists()
+
+    steps = []
+    step_end = GradualPruning.on_step_end
+
+    def counted(self, args, state, control, **kwargs):
+        steps.append((Path(args.output_dir).parent.name, state.global_step))
+        step_end(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(GradualPruning, "on_step_end", counted)
+    monkeypatch.setattr(queue, "GRACE", 1)  # second without a sign of life
+    assert main(flags) == 0
+    assert sorted(started) == names
+    of_each = {name: [step for run, step in steps if run == name] for name in names}
+    assert of_each[names[0]] == list(range(of_each[names[0]][0], 33))
+    assert of_each[names[0]][0] > 2
+    assert of_each[names[1]] == list(range(1, 33))
+    assert [row["finished"] for row in table(tmp_path / "run")] == ["1", "1"]
     first, second = (load_file(path / "model" / "model.safetensors") for path in (tmp_path / "whole", folder))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

@@ -10,6 +10,7 @@ import traceback
 
 from filelock import FileLock
 
+from contraprune.allocator import keep_freed_memory
 from contraprune.errors import UserError
 from contraprune.pipeline import prune
 
@@ -17,6 +18,7 @@ from contraprune.pipeline import prune
 def main() -> int:
     """Exit code 0, or 1 after an error whose description is the last line of standard error."""
     job = json.loads(sys.stdin.readline())
+    keep_freed_memory()
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         with FileLock(job["lock"]):  # a worker that was taken for dead may still be here
