@@ -1,12 +1,14 @@
 """What Contrastive Pruning adds to a step of plain fine-tuning, and what it does not depend on.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py --model MINILM --data_dir D/glue/sst2 --output FILE.json \\
-        [--parts steps rows encoding] [--rounds 5] [--bf16 true] [any other flag of TrainingArguments]
+        [--parts steps rows memory encoding] [--rounds 5] [--bf16 true] [any other flag of TrainingArguments]
 
 ``steps``: a whole step (batch of 32, masks, losses, optimiser) of movement pruning at density 0.1 with three sources,
 3 snapshots, distillation and 4,096 extra examples, against a step of fine-tuning on the same batches; also without
 masks, as in the stages of ``taylor``. For the model given and for BERT-base with random weights.
 ``rows``: the same step with banks of 10 thousand to 1 million examples, mapped from disk.
+``memory``: what such a process holds, one for each size: memory of its own, and pages of files, which the system takes
+back when it needs them (Linux).
 ``encoding``: filling a bank against nothing but the forward passes of the same batches, and of batches in the order
 of the data.
 
@@ -19,6 +21,8 @@ import argparse
 import copy
 import gc
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -244,6 +248,25 @@ def measure_rows(subject: Subject, rounds: int, sizes: tuple[int, ...]) -> list[
     ]
 
 
+def measure_memory(sizes: tuple[int, ...]) -> list[dict[str, int]]:
+    """Megabytes at the end of some steps, each size in a fresh process with the flags of this one."""
+    found = []
+    for size in sizes:
+        flags = ["--parts", "held", "--rows", str(size), "--small_only", "--output", os.devnull]
+        process = subprocess.run(
+            [sys.executable, *sys.argv, *flags], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        found.append({"bank_rows": size, **json.loads(process.stdout.splitlines()[-1])})
+    return found
+
+
+def measure_held(subject: Subject, rows: int) -> None:
+    measure_rows(subject, 1, (rows,))
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    kinds = {"own_mb": "RssAnon", "of_files_mb": "RssFile"}
+    print(json.dumps({name: int(status[kind].split()[0]) // 1024 for name, kind in kinds.items()}))
+
+
 def measure_encoding(subject: Subject, rounds: int) -> dict[str, Any]:
     trainer = subject.plain()
     model = trainer.model.to(trainer.args.device)
@@ -338,7 +361,7 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--name", default="MiniLM", help="what the model is called in the results")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--parts", nargs="+", default=["steps", "rows", "encoding"])
+    parser.add_argument("--parts", nargs="+", default=["steps", "rows", "memory", "encoding"])
     parser.add_argument("--examples", type=int, default=6000)
     parser.add_argument("--steps", type=int, default=8, help="measured steps of a block")
     parser.add_argument("--base_steps", type=int, default=3, help="the same for BERT-base")
@@ -364,6 +387,11 @@ def main() -> None:
             ]
         if "rows" in options.parts:
             result["rows"] = measure_rows(first, options.rounds, tuple(options.rows))
+        if "held" in options.parts:
+            measure_held(first, options.rows[0])
+            return
+        if "memory" in options.parts:
+            result["memory"] = measure_memory(tuple(options.rows))
         if "encoding" in options.parts:
             result["encoding"] = measure_encoding(first, max(1, options.rounds // 2))
     print(json.dumps(result, indent=2))
