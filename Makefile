@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 DEMO ?= runs/demo
 
-.PHONY: setup demo test sanitize lint docs audit clean
+.PHONY: setup demo test sanitize lint docs wheel audit clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,12 @@ lint: $(STAMP)
 # The site, in build/site; a link that leads nowhere is an error.
 docs: $(STAMP)
 	$(RUN) NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The wheel of this machine, in build/wheel, with the compiled engine; cibuildwheel (pyproject.toml) makes the others.
+wheel: $(STAMP)
+	rm -rf build/wheel
+	CONTRAPRUNE_REQUIRE_ENGINE=1 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	.ci/check_wheel build/wheel/*.whl
 
 # Known vulnerabilities of the installed packages; says so, and is no error, where the service cannot be reached.
 audit: $(STAMP)

@@ -253,10 +253,8 @@ def measure_memory(sizes: tuple[int, ...]) -> list[dict[str, int]]:
     found = []
     for size in sizes:
         flags = ["--parts", "held", "--rows", str(size), "--small_only", "--output", os.devnull]
-        process = subprocess.run(
-            [sys.executable, *sys.argv, *flags], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        found.append({"bank_rows": size, **json.loads(process.stdout.splitlines()[-1])})
+        shown = subprocess.check_output([sys.executable, *sys.argv, *flags], stderr=subprocess.DEVNULL, text=True)
+        found.append({"bank_rows": size, **json.loads(shown.splitlines()[-1])})
     return found
 
 
@@ -367,7 +365,7 @@ def main() -> None:
     parser.add_argument("--base_steps", type=int, default=3, help="the same for BERT-base")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--tokens", type=int, nargs="*", default=[32, 64], help="the steps also at these lengths")
+    parser.add_argument("--tokens", type=int, nargs="*", default=[40], help="the steps also at these lengths")
     parser.add_argument("--stock_allocator", action="store_true")
     parser.add_argument("--small_only", action="store_true", help="leave BERT-base out")
     options, flags = parser.parse_known_args()
