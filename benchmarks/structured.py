@@ -4,12 +4,16 @@
         --density 0.1 --stages 10,20,30,40,50,60,70,80,90 --output_dir O [other flags of prune]
 
 Both runs share seed, losses, data and schedule; the masked one multiplies by zero what the other removes, as the
-released code of the paper does. Seconds are those of the processor, which other work on the machine hardly changes,
-so run it with one thread (waiting threads count too). Prints them with the accuracy of every stage and the ratio,
-and writes O/comparison.json. What was finished is not repeated.
+released code of the paper does. Each is a process of its own, and they take turns: a stage of one, then the same stage
+of the other, so that what else the machine does falls on both. Seconds are those of the processor; run it with one
+thread (waiting threads count too). Prints them with the accuracy of every stage and the ratio, and writes
+O/comparison.json. What was finished is not repeated.
 """
 
 import json
+import multiprocessing
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -67,14 +71,52 @@ class MaskingStageRunner(TimedStageRunner):
             shrink(self.prepared.model, find_layers(self.prepared.model), *keep)
 
 
+def run(runner: type[structured.StageRunner], output: Path, flags: list[str]) -> None:
+    """One whole run, that stops after every stage until it is told to go on."""
+
+    class Stopping(runner):  # type: ignore[valid-type, misc]
+        def run(self, stage: Any) -> None:
+            super().run(stage)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    structured.StageRunner = Stopping  # type: ignore[misc]
+    settings = parse("prune", pipeline.PRUNE_SETTINGS, [*flags, "--method=taylor", f"--output_dir={output}"])
+    pipeline.run_prune(*settings[: len(pipeline.PRUNE_SETTINGS)])
+
+
+def take_turns(processes: list[multiprocessing.Process]) -> None:
+    """Lets one process after the other go on until it stops, until all have ended."""
+    try:
+        for process in processes:
+            process.start()
+            wait(process)
+        while running := [process for process in processes if process.is_alive()]:
+            for process in running:
+                assert process.pid is not None
+                os.kill(process.pid, signal.SIGCONT)
+                wait(process)
+    finally:
+        for process in processes:
+            process.kill()
+    if any(process.exitcode for process in processes):
+        sys.exit("a run failed")
+
+
+def wait(process: multiprocessing.Process) -> None:
+    """Until it has stopped or ended; an end is left for ``multiprocessing`` to notice."""
+    assert process.pid is not None
+    seen = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    if seen is not None and seen.si_code == os.CLD_STOPPED:
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+
+
 def main() -> None:
     flags = sys.argv[1:]
     output = Path(flags[flags.index("--output_dir") + 1])
-    runs = {}
-    for name, runner in (("removed", TimedStageRunner), ("masked", MaskingStageRunner)):
-        structured.StageRunner = runner  # type: ignore[misc]
-        settings = parse("prune", pipeline.PRUNE_SETTINGS, [*flags, "--method=taylor", f"--output_dir={output / name}"])
-        runs[name] = pipeline.run_prune(*settings[: len(pipeline.PRUNE_SETTINGS)])
+    runners = {"removed": TimedStageRunner, "masked": MaskingStageRunner}
+    context = multiprocessing.get_context("spawn")
+    take_turns([context.Process(target=run, args=(kind, output / name, flags)) for name, kind in runners.items()])
+    runs = {name: json.loads((output / name / "results.json").read_text()) for name in runners}
     seconds = {name: sum(stage["processor_seconds"] for stage in run["stages"]) for name, run in runs.items()}
     comparison = {
         "machine": describe(),
