@@ -13,8 +13,9 @@ back when it needs them (Linux).
 of the data.
 
 Variants take turns in one process; a ratio is the median over the rounds of that of the medians of one round. On a CPU
-with one thread time is the processor's, which other work on the machine hardly changes; else it is wall time. Freed
-memory is kept, as in every run of ``contraprune`` (--stock_allocator: it is not).
+with one thread time is the processor's, which other work on the machine changes least; else it is wall time. Freed
+memory is kept, as in every run of ``contraprune`` (--stock_allocator: it is not). Parts that FILE.json holds from
+before stay in it.
 """
 
 import argparse
@@ -252,7 +253,7 @@ def measure_memory(sizes: tuple[int, ...]) -> list[dict[str, int]]:
     """Megabytes at the end of some steps, each size in a fresh process with the flags of this one."""
     found = []
     for size in sizes:
-        flags = ["--parts", "held", "--rows", str(size), "--small_only", "--output", os.devnull]
+        flags = ["--parts", "held", "--rows", str(size), "--small_only"]
         shown = subprocess.check_output([sys.executable, *sys.argv, *flags], stderr=subprocess.DEVNULL, text=True)
         found.append({"bank_rows": size, **json.loads(shown.splitlines()[-1])})
     return found
@@ -394,7 +395,8 @@ def main() -> None:
             result["encoding"] = measure_encoding(first, max(1, options.rounds // 2))
     print(json.dumps(result, indent=2))
     if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        before = json.loads(options.output.read_text()) if options.output.exists() else {}
+        options.output.write_text(json.dumps(before | result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
