@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from contraprune import pipeline, structured
+from contraprune.allocator import keep_freed_memory
 from contraprune.cli import parse
 from contraprune.files import write_json
 from contraprune.gates import Gates, attach_gates
@@ -79,6 +80,7 @@ def run(runner: type[structured.StageRunner], output: Path, flags: list[str]) ->
             super().run(stage)
             os.kill(os.getpid(), signal.SIGSTOP)
 
+    keep_freed_memory()  # as every run of the command line
     structured.StageRunner = Stopping  # type: ignore[misc]
     settings = parse("prune", pipeline.PRUNE_SETTINGS, [*flags, "--method=taylor", f"--output_dir={output}"])
     pipeline.run_prune(*settings[: len(pipeline.PRUNE_SETTINGS)])

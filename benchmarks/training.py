@@ -22,7 +22,6 @@ import argparse
 import copy
 import gc
 import json
-import os
 import subprocess
 import sys
 import tempfile

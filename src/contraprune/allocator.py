@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
     """Has glibc keep what one step of training frees for the next one, in this process from now on.
 
     By default it returns every larger block to the system, which hands it out again a page fault and 4 KiB of zeros
-    at a time: a tenth of a step of a small model on short texts. The process stays as large as it ever was. Elsewhere than on Linux
-    with glibc, and where the environment sets ``MALLOC_...`` itself, nothing is changed.
+    at a time: a tenth of a step of a small model on short texts. The process stays as large as it ever was. Elsewhere
+    than on Linux with glibc, and where the environment sets ``MALLOC_...`` itself, nothing is changed.
 
     Returns whether it was.
     """
