@@ -1,7 +1,8 @@
 """The sparse engine against dense inference: torch, OpenVINO (fp32 and int8) and ONNX Runtime.
 
     pip install ".[bench]"
-    python benchmarks/engine.py [--output FILE.json] [--model minilm|bert-base] [--threads 1] [--seconds 6]
+    python benchmarks/engine.py [--output FILE.json] [--model minilm|bert-base] [--batch_size N] [--threads 1] \
+        [--seconds 6]
 
 Random weights of the shapes of MiniLM-L6 and BERT-base, masks by magnitude, 128 tokens. All of one batch size run in
 turn in one process, over and over; ratios are taken within a turn, and their median is reported. With one thread the
@@ -145,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="write the results to this JSON file, beside those it has")
     parser.add_argument("--model", choices=sorted(SHAPES), action="append")
+    parser.add_argument("--batch_size", type=int, action="append", help="default: 1 and 8")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=6, help="measuring time of each batch size")
     options = parser.parse_args()
@@ -153,7 +155,7 @@ def main() -> None:
     rows = []
     for name in options.model or sorted(SHAPES):
         model = BertModel(BertConfig(**SHAPES[name]), add_pooling_layer=False).eval()  # type: ignore[arg-type]
-        for batch in (1, 8):
+        for batch in options.batch_size or (1, 8):
             result = measure(model, batch, options.threads, options.seconds)
             rows.append({"model": name, "batch": batch, "length": LENGTH, "threads": options.threads, **result})
             print(f"{name}, {batch}x{LENGTH}, {options.threads} thread(s), {result['turns']} turns")
