@@ -20,6 +20,7 @@ from contraprune.config import DataConfig, EvaluationConfig
 from contraprune.evaluation import evaluate_path
 from contraprune.export import ExportConfig, run_export
 from contraprune.exported import RECORD
+from contraprune.saving import model_directory
 
 FORMATS: dict[str, dict[str, Any]] = {
     "sparse": {"format": "sparse"},
@@ -34,6 +35,7 @@ DENSE = "dense"
 
 def exported(name: str, path: str, folder: Path, data: DataConfig) -> dict[str, tuple[str, dict[str, float]]]:
     """The directory and the metrics of a model in each format, PyTorch first."""
+    path = str(model_directory(path))
     found = {"torch": (path, evaluate_path(path, data, EvaluationConfig(quiet=True)).metrics)}
     for label, options in FORMATS.items():
         if name == DENSE and options["format"] == "sparse":
