@@ -28,6 +28,7 @@ from transformers import BertConfig, BertModel
 
 from contraprune.engine import accelerate
 from contraprune.machine import describe
+from contraprune.runtime_options import onnx_options, openvino_options
 from contraprune.structure import find_layers
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -82,11 +83,11 @@ def openvino_models(model: BertModel, batch: int, threads: int) -> dict[str, Run
         converted, nncf.Dataset(samples), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples)
     )
     core = ov.Core()
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    options = openvino_options(threads)
     feed = {name: value.numpy() for name, value in inputs.items()}
     runs: dict[str, Run] = {}
     for name, graph in (("OpenVINO fp32", converted), ("OpenVINO int8", int8)):
-        request = core.compile_model(graph, "CPU", options | {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+        request = core.compile_model(graph, "CPU", options).create_infer_request()
         runs[name] = lambda request=request: request.infer(feed)  # type: ignore[misc]
     return runs
 
@@ -96,9 +97,7 @@ def onnx_model(model: BertModel, batch: int, threads: int) -> dict[str, Run]:
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/model.onnx"
         torch.onnx.export(Last(model).eval(), (inputs["input_ids"], inputs["attention_mask"]), path, dynamo=True)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, onnx_options(threads), providers=["CPUExecutionProvider"])
     feed = {port.name: inputs[name].numpy() for port, name in zip(session.get_inputs(), inputs, strict=True)}
     return {"ONNX Runtime fp32": lambda: session.run(None, feed)}
 
