@@ -252,7 +252,7 @@ def _shuffle(values: np.ndarray) -> bytes:
 def _unshuffle(raw: bytes, dtype: DType) -> np.ndarray:
     little = np.dtype(dtype).newbyteorder("<")
     planes = np.frombuffer(raw, np.uint8).reshape(little.itemsize, -1)
-    return np.ascontiguousarray(planes.T).view(little).reshape(-1)
+    return planes.T.copy().view(little).reshape(-1)
 
 
 def _compress(data: bytes) -> bytes:

@@ -25,7 +25,7 @@ static_assert(kPair <= kMaxPair && kVectors % kTile == 0, "");
 inline Vec splat(float x) { return x - (Vec){}; }
 inline Vec load(const float *p) { return *(const Vec *)p; }
 inline void store(float *p, Vec v) { *(Vec *)p = v; }
-// One instruction each, which GCC does not make of a comparison and a choice: those give the same, of NaN too.
+// The x86 instructions give what the comparisons below do, of NaN too, but GCC does not find them.
 #if LANES == 16
 inline Vec larger(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
 inline Vec smaller(Vec a, Vec b) { return (Vec)_mm512_min_ps((__m512)a, (__m512)b); }
