@@ -5,11 +5,13 @@
       --output_dir EXPORTS [--threads 1] [--rounds 25] [--max_eval_samples N] [--output FILE.json]
 
 Exports stay in EXPORTS and are used again by a second run with the same names. Prints the table in Markdown.
+With one thread times are processor time of the process, which other work on the machine disturbs least.
 """
 
 import argparse
 import json
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any
 
 import transformers
@@ -93,7 +95,7 @@ def main() -> None:
         for label, (directory, metrics) in exported(name, path, options.output_dir, data).items():
             candidates += candidates_of(directory, ["torch"], Path(), [], dense=name == DENSE)
             labels.append({"model": name, "format": label, "metrics": metrics})
-    report = measure(candidates, config)
+    report = measure(candidates, config, clock=process_time if options.threads == 1 else perf_counter)
     report["models"] = [row | label for row, label in zip(report["models"], labels, strict=True)]
     if options.output:
         options.output.write_text(json.dumps(report, indent=2) + "\n")
