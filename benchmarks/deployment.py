@@ -5,11 +5,13 @@
       --output_dir EXPORTS [--threads 1] [--rounds 25] [--max_eval_samples N] [--output FILE.json]
 
 Exports stay in EXPORTS and are used again by a second run with the same names. Prints the table in Markdown.
+With one thread times are processor time of the process, which other work on the machine disturbs least.
 """
 
 import argparse
 import json
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any
 
 import transformers
@@ -20,6 +22,7 @@ from contraprune.config import DataConfig, EvaluationConfig
 from contraprune.evaluation import evaluate_path
 from contraprune.export import ExportConfig, run_export
 from contraprune.exported import RECORD
+from contraprune.saving import model_directory
 
 FORMATS: dict[str, dict[str, Any]] = {
     "sparse": {"format": "sparse"},
@@ -34,6 +37,7 @@ DENSE = "dense"
 
 def exported(name: str, path: str, folder: Path, data: DataConfig) -> dict[str, tuple[str, dict[str, float]]]:
     """The directory and the metrics of a model in each format, PyTorch first."""
+    path = str(model_directory(path))
     found = {"torch": (path, evaluate_path(path, data, EvaluationConfig(quiet=True)).metrics)}
     for label, options in FORMATS.items():
         if name == DENSE and options["format"] == "sparse":
@@ -91,7 +95,7 @@ def main() -> None:
         for label, (directory, metrics) in exported(name, path, options.output_dir, data).items():
             candidates += candidates_of(directory, ["torch"], Path(), [], dense=name == DENSE)
             labels.append({"model": name, "format": label, "metrics": metrics})
-    report = measure(candidates, config)
+    report = measure(candidates, config, clock=process_time if options.threads == 1 else perf_counter)
     report["models"] = [row | label for row, label in zip(report["models"], labels, strict=True)]
     if options.output:
         options.output.write_text(json.dumps(report, indent=2) + "\n")

@@ -1,7 +1,8 @@
 """The sparse engine against dense inference: torch, OpenVINO (fp32 and int8) and ONNX Runtime.
 
     pip install ".[bench]"
-    python benchmarks/engine.py [--output FILE.json] [--model minilm|bert-base] [--threads 1] [--seconds 6]
+    python benchmarks/engine.py [--output FILE.json] [--model minilm|bert-base] [--batch_size N] [--threads 1] \
+        [--seconds 6]
 
 Random weights of the shapes of MiniLM-L6 and BERT-base, masks by magnitude, 128 tokens. All of one batch size run in
 turn in one process, over and over; ratios are taken within a turn, and their median is reported. With one thread the
@@ -27,6 +28,7 @@ from transformers import BertConfig, BertModel
 
 from contraprune.engine import accelerate
 from contraprune.machine import describe
+from contraprune.runtime_options import onnx_options, openvino_options
 from contraprune.structure import find_layers
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -81,11 +83,11 @@ def openvino_models(model: BertModel, batch: int, threads: int) -> dict[str, Run
         converted, nncf.Dataset(samples), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples)
     )
     core = ov.Core()
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    options = openvino_options(threads)
     feed = {name: value.numpy() for name, value in inputs.items()}
     runs: dict[str, Run] = {}
     for name, graph in (("OpenVINO fp32", converted), ("OpenVINO int8", int8)):
-        request = core.compile_model(graph, "CPU", options | {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+        request = core.compile_model(graph, "CPU", options).create_infer_request()
         runs[name] = lambda request=request: request.infer(feed)  # type: ignore[misc]
     return runs
 
@@ -95,9 +97,7 @@ def onnx_model(model: BertModel, batch: int, threads: int) -> dict[str, Run]:
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/model.onnx"
         torch.onnx.export(Last(model).eval(), (inputs["input_ids"], inputs["attention_mask"]), path, dynamo=True)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, onnx_options(threads), providers=["CPUExecutionProvider"])
     feed = {port.name: inputs[name].numpy() for port, name in zip(session.get_inputs(), inputs, strict=True)}
     return {"ONNX Runtime fp32": lambda: session.run(None, feed)}
 
@@ -145,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="write the results to this JSON file, beside those it has")
     parser.add_argument("--model", choices=sorted(SHAPES), action="append")
+    parser.add_argument("--batch_size", type=int, action="append", help="default: 1 and 8")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=6, help="measuring time of each batch size")
     options = parser.parse_args()
@@ -153,7 +154,7 @@ def main() -> None:
     rows = []
     for name in options.model or sorted(SHAPES):
         model = BertModel(BertConfig(**SHAPES[name]), add_pooling_layer=False).eval()  # type: ignore[arg-type]
-        for batch in (1, 8):
+        for batch in options.batch_size or (1, 8):
             result = measure(model, batch, options.threads, options.seconds)
             rows.append({"model": name, "batch": batch, "length": LENGTH, "threads": options.threads, **result})
             print(f"{name}, {batch}x{LENGTH}, {options.threads} thread(s), {result['turns']} turns")

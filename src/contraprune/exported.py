@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from contraprune.errors import UserError
+from contraprune.runtime_options import onnx_options, openvino_options
 
 RECORD = "export.json"  # what an export was made of, in every format; transformers' own manifest in these
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
-# At its own choice OpenVINO computes in bf16 where the processor can.
-OPENVINO_OPTIONS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 
 
 class RuntimeModel(nn.Module):
@@ -90,15 +89,8 @@ def load_exported(directory: Path | str, *, threads: int | None = None) -> Runti
     threads = torch.get_num_threads() if threads is None else threads
     if threads < 1:
         raise UserError(f"threads: expected at least 1, found {threads}")
-    options: dict[str, Any]
-    if name == "onnx":
-        import onnxruntime
-
-        session = onnxruntime.SessionOptions()
-        session.intra_op_num_threads = threads
-        options = {"session_options": session}
-    else:
-        options = {"config": OPENVINO_OPTIONS | {"INFERENCE_NUM_THREADS": threads}}
+    onnx = name == "onnx"
+    options = {"session_options": onnx_options(threads)} if onnx else {"config": openvino_options(threads)}
     try:
         with without_remarks():
             exported = ExportedModel.from_pretrained(directory, device="cpu", local_files_only=True, **options)

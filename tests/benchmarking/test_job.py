@@ -105,8 +105,8 @@ def test_the_strongest_dense_baseline_and_the_speedup_over_it() -> None:
 def test_every_run_is_timed_in_every_round() -> None:
     calls: list[int] = []
     runs: Any = [lambda _, number=number: calls.append(number) for number in range(2)]
-    times = job._rounds(runs, [{}, {}], rounds=3)
-    assert [len(own) for own in times] == [3, 3]
+    times = job._rounds(runs, [{}, {}], 3, lambda: float(len(calls)))  # one call later, one second later
+    assert times == [[1.0] * 3, [1.0] * 3]
     assert calls == [0, 0, 1, 1] * (3 + job._WARM_UP)
 
 

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from transformers import AutoModel, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 
 import contraprune
 from contraprune.cli import main
@@ -58,7 +66,94 @@ def test_bad_requests_are_refused(texts: Any, serve: Any, shrunk: Path) -> None:
     assert client.post("/classify", json={"texts": texts}).status_code == 422
 
 
-def test_other_models_are_refused(serve: Any, tiny: Path, tmp_path: Path) -> None:
-    AutoModel.from_pretrained(tiny / "pretrained").save_pretrained(tmp_path)
-    with pytest.raises(contraprune.UserError, match="expected a text classifier, found BertModel"):
-        serve.build(str(tmp_path), threads=1)
+@pytest.fixture
+def client(serve: Any, tiny: Path, tmp_path: Path) -> Any:
+    """A function from a model class and options of its configuration to a random model, its tokenizer, and a client of
+    the service for it."""
+
+    def start(model_class: Any, **options: Any) -> tuple[Any, Any, TestClient]:
+        config = BertConfig.from_pretrained(tiny / "pretrained", **options)
+        torch.manual_seed(0)
+        model, tokenizer = model_class(config).eval(), AutoTokenizer.from_pretrained(tiny / "pretrained")
+        model.save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+        return model, tokenizer, TestClient(serve.build(str(tmp_path / "model"), threads=1))
+
+    return start
+
+
+@torch.no_grad()
+def test_independent_labels_have_probabilities_of_their_own(client: Any) -> None:
+    names = {0: "joy", 1: "fear", 2: "awe"}
+    options = {"id2label": names, "problem_type": "multi_label_classification"}
+    model, tokenizer, service = client(BertForSequenceClassification, **options)
+    scores = service.post("/classify", json={"texts": TEXTS[:2]}).json()["scores"]
+    for text, found in zip(TEXTS, scores, strict=False):
+        expected = model(**tokenizer(text, return_tensors="pt")).logits[0].sigmoid().tolist()
+        assert found == pytest.approx(dict(zip(names.values(), expected, strict=True)), abs=1e-5)
+
+
+@torch.no_grad()
+def test_pairs_of_texts_get_a_number(client: Any) -> None:
+    model, tokenizer, service = client(BertForSequenceClassification, num_labels=1)
+    pairs = [["a man rides", "someone is riding"], ["a man rides", "a plate of soup"]]
+    scores = service.post("/score", json={"texts": pairs}).json()["scores"]
+    expected = [model(**tokenizer(*pair, return_tensors="pt")).logits.item() for pair in pairs]
+    assert scores == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+def test_words_are_tagged(client: Any) -> None:
+    model, tokenizer, service = client(BertForTokenClassification, id2label={0: "ODD", 1: "EVEN"})
+    text = "unbelievably Anna Karenina lives"
+    encoding = tokenizer(text, return_tensors="pt")
+    shares = model(**encoding).logits[0].softmax(-1)
+    words = encoding.word_ids()
+    expected: list[dict[str, Any]] = []  # words with the label of their first piece, equal neighbours together
+    for word in range(4):
+        first = words.index(word)
+        start, end = encoding.word_to_chars(word)
+        label = model.config.id2label[int(shares[first].argmax())]
+        if expected and expected[-1]["label"] == label:
+            expected[-1]["end"] = end
+        else:
+            expected.append({"label": label, "start": start, "end": end})
+    answer = service.post("/tag", json={"texts": [text, " "]}).json()["entities"]
+    assert [{name: entity[name] for name in ("label", "start", "end")} for entity in answer[0]] == expected
+    assert answer[1] == []
+    assert service.post("/tag", json={"texts": [["a", "b"]]}).status_code == 422
+
+
+@torch.no_grad()
+def test_a_question_gets_the_best_span_of_its_context(client: Any) -> None:
+    model, tokenizer, service = client(BertForQuestionAnswering)
+    question, context = "who wrote it", "The novel was written by Leo Tolstoy in 1877."
+    encoding = tokenizer(question, context, return_tensors="pt")
+    outputs = model(**encoding)
+    places = [i for i, sequence in enumerate(encoding.sequence_ids()) if sequence == 1]
+    scored = [
+        (float(outputs.start_logits[0, i] + outputs.end_logits[0, j]), i, j) for i in places for j in places if i <= j
+    ]
+    score, first, last = max(scored)
+    start, end = encoding.token_to_chars(first).start, encoding.token_to_chars(last).end
+    found = service.post("/answer", json={"question": question, "context": context}).json()
+    assert (found["answer"], found["start"], found["end"]) == (context[start:end], start, end)
+    nothing = float(outputs.start_logits[0, 0] + outputs.end_logits[0, 0])
+    assert (found["score"], found["score_of_no_answer"]) == pytest.approx((score, nothing), abs=1e-5)
+    assert service.post("/answer", json={"question": question, "context": context * 60}).status_code == 200
+    assert service.post("/answer", json={"question": question, "context": " "}).status_code == 422
+
+
+@torch.no_grad()
+def test_texts_get_vectors_of_unit_length(client: Any) -> None:
+    model, tokenizer, service = client(AutoModel.from_config)
+    vectors = torch.tensor(service.post("/embed", json={"texts": TEXTS[:2]}).json()["vectors"])
+    for text, vector in zip(TEXTS, vectors, strict=False):
+        mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+        torch.testing.assert_close(vector, mean / mean.norm(), atol=1e-5, rtol=0)
+    assert service.post("/embed", json={"texts": [["a", "b"]]}).status_code == 422
+
+
+def test_other_models_are_refused(client: Any) -> None:
+    with pytest.raises(contraprune.UserError, match=r"expected a model of one of the tasks .*, found BertForMaskedLM"):
+        client(BertForMaskedLM)

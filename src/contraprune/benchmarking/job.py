@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -126,8 +126,13 @@ def run_bench(paths: Sequence[str], config: BenchConfig) -> dict[str, Any]:
     return report
 
 
-def measure(candidates: Sequence[Candidate], config: BenchConfig) -> dict[str, Any]:
+def measure(
+    candidates: Sequence[Candidate], config: BenchConfig, *, clock: Callable[[], float] = perf_counter
+) -> dict[str, Any]:
     """Measures all of them in turn in each round, at least one of them dense.
+
+    Args:
+        clock: seconds. ``time.process_time`` is disturbed less by other work, and says the same of one thread.
 
     Returns:
         The ``machine``; ``shapes`` such as "8x128"; ``strongest_dense``: of each shape, the fastest runtime of the
@@ -147,7 +152,7 @@ def measure(candidates: Sequence[Candidate], config: BenchConfig) -> dict[str, A
         key = f"{shape[0]}x{shape[1]}"
         inputs = [_inputs(candidate, shape) for candidate in candidates]
         _compare(candidates, runs, inputs, rows)
-        times = _rounds(runs, inputs, config.rounds)
+        times = _rounds(runs, inputs, config.rounds, clock)
         strongest[key] = _strongest(candidates, times)
         for row, own in zip(rows, times, strict=True):
             row["latency"][key] = _latency(own, shape[0], times, candidates, strongest[key])
@@ -237,16 +242,18 @@ def _compare(
             raise UserError(f"{candidate.name}: its outputs differ from PyTorch's by {difference:.1e}")
 
 
-def _rounds(runs: Sequence[Run], inputs: Sequence[Mapping[str, np.ndarray]], rounds: int) -> list[list[float]]:
+def _rounds(
+    runs: Sequence[Run], inputs: Sequence[Mapping[str, np.ndarray]], rounds: int, clock: Callable[[], float]
+) -> list[list[float]]:
     """Seconds of each run in each round."""
     times: list[list[float]] = [[] for _ in runs]
     for number in progress(range(rounds + _WARM_UP), "measuring", show=True):
         for run, feed, own in zip(runs, inputs, times, strict=True):
             run(feed)  # warm caches for itself, as in steady use
-            start = perf_counter()
+            start = clock()
             run(feed)
             if number >= _WARM_UP:
-                own.append(perf_counter() - start)
+                own.append(clock() - start)
     return times
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from contraprune.runtime_options import onnx_options, openvino_options
+
 Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 Format = Literal["dense", "sparse", "onnx", "openvino"]
 
@@ -62,9 +64,8 @@ def open_model(runtime: str, directory: Path, threads: int) -> Run:
 def _onnx(directory: Path, threads: int) -> Run:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(directory / "model.onnx", options, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(directory / "model.onnx", onnx_options(threads), providers=providers)
     names = [port.name for port in session.get_inputs()]
     output = session.get_outputs()[0].name
     return lambda inputs: session.run([output], {name: inputs[name] for name in names})[0]
@@ -73,9 +74,8 @@ def _onnx(directory: Path, threads: int) -> Run:
 def _openvino(directory: Path, threads: int) -> Run:
     import openvino
 
-    # float32: at its own choice it computes in bf16 where the processor can
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    compiled = openvino.Core().compile_model(directory / "openvino_model.xml", "CPU", options)
+    model = directory / "openvino_model.xml"
+    compiled = openvino.Core().compile_model(model, "CPU", openvino_options(threads))
     request = compiled.create_infer_request()
     names = [port.any_name for port in compiled.inputs]
 

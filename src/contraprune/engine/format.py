@@ -102,7 +102,7 @@ class SparseFile:
         """
         entry = self.entries[name]
         raw = {part: self._unpack(name, part, size) for part, size in entry.sizes().items()}
-        flat = _unshuffle(raw["values"], entry.dtype).astype(np.float32)
+        flat = _unshuffle(raw.pop("values"), entry.dtype).astype(np.float32, copy=False)
         if entry.nonzeros is not None:
             flat = self._scatter(name, entry, flat, raw["mask"])
         values = flat.reshape(entry.shape)
@@ -128,7 +128,7 @@ class SparseFile:
         return flat
 
     def _unpack(self, name: str, part: str, size: int) -> bytes:
-        data = self._parts[f"{name}:{part}"].tobytes()
+        data = self._parts[f"{name}:{part}"].data
         try:
             found = zstandard.frame_content_size(data)
             if found != size:
@@ -252,7 +252,7 @@ def _shuffle(values: np.ndarray) -> bytes:
 def _unshuffle(raw: bytes, dtype: DType) -> np.ndarray:
     little = np.dtype(dtype).newbyteorder("<")
     planes = np.frombuffer(raw, np.uint8).reshape(little.itemsize, -1)
-    return np.ascontiguousarray(planes.T).view(little).reshape(-1)
+    return planes.T.copy().view(little).reshape(-1)
 
 
 def _compress(data: bytes) -> bytes:

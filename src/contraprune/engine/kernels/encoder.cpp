@@ -23,6 +23,7 @@ enum Part : int32_t {
     kAttentionScale, kAttentionShift, kFfnScale, kFfnShift, kParts,
 };
 
+constexpr int64_t kTile = 16;  // features that are turned together between tokens' rows and features' rows
 constexpr int64_t kMostFeatures = 1 << 20, kMostTokens = 1 << 24, kMostLayers = 1 << 12, kMostThreads = 1 << 10;
 
 struct Sizes {  // as in native.py
@@ -82,7 +83,7 @@ struct cp_encoder {
     Layer *layers;
     Layer outer;  // embeddings and projection, in a layer's arrays
     int64_t widest_heads, widest_neurons;
-    Buffer states, updates, projections[2], contexts, neurons, embeddings, scores;
+    Buffer states, projections[2], contexts, neurons, embeddings, scores;
     int64_t *block_start;
     int64_t block_capacity;
     int64_t longest;
@@ -115,15 +116,22 @@ struct Worker {
     }
 
     void linear(const Matrix &matrix, const float *input, float *output, int64_t block, Activation activation) {
-        e.kernels->linear(matrix, input, output, vectors(block), begin(matrix.chunks), end(matrix.chunks), activation);
+        e.kernels->linear(matrix, input, output, vectors(block), begin(matrix.chunks), end(matrix.chunks), false,
+                          activation);
         meet();
     }
-    void add_norm(float *state, float *update, const float *scale, const float *shift, int64_t block) {
-        e.kernels->add_norm(state, update, scale, shift, e.sizes.hidden, (float)e.sizes.epsilon, begin(vectors(block)),
-                            end(vectors(block)));
+    void add_linear(const Matrix &matrix, const float *input, float *output, int64_t block) {
+        e.kernels->linear(matrix, input, output, vectors(block), begin(matrix.chunks), end(matrix.chunks), true, kNone);
         meet();
     }
+    void norm(float *state, const float *scale, const float *shift, int64_t features, int64_t block) {
+        e.kernels->norm(state, scale, shift, features, (float)e.sizes.epsilon, begin(vectors(block)),
+                        end(vectors(block)));
+        meet();
+    }
+    static int64_t tiles(int64_t features) { return (features + kTile - 1) / kTile; }
     void embed(int64_t block);
+    void project(const Layer &layer, const Buffer &projections, int64_t block);
     void layer(const Layer &layer, const Buffer &projections, int64_t block, int64_t thread);
     void emit(int64_t block);
 };
@@ -133,30 +141,37 @@ void Worker::embed(int64_t block) {
     const Layout &layout = e.call.layout;
     const bool projected = e.outer.matrices[kProjection].sections != nullptr;
     float *state = at(e.states, block, s.hidden), *embedded = projected ? at(e.embeddings, block, s.embedding) : state;
-    if (member == 0) {
-        const int64_t first = layout.block_start[block], tokens = layout.block_start[block + 1] - first;
-        const float *words[kBlock], *places[kBlock], *types[kBlock];
-        for (int64_t lane = 0; lane < kBlock; lane++) {  // lanes without a token repeat the last one
+    const int64_t first = layout.block_start[block], tokens = layout.block_start[block + 1] - first;
+    const int64_t lanes = vectors(block) * e.kernels->lanes;
+    for (int64_t f = begin(tiles(s.embedding)) * kTile; f < end(tiles(s.embedding)) * kTile; f += kTile) {
+        const int64_t features = s.embedding - f < kTile ? s.embedding - f : kTile;
+        float sums[kBlock][kTile];
+        for (int64_t lane = 0; lane < lanes; lane++) {  // lanes without a token repeat the last one
             const int64_t token = first + (lane < tokens ? lane : tokens - 1);
-            words[lane] = e.outer.parts[kWords] + e.call.ids[token] * s.embedding;
-            places[lane] = e.outer.parts[kPositions] + e.call.positions[token] * s.embedding;
-            types[lane] = s.types > 0 ? e.outer.parts[kTypes] + e.call.types[token] * s.embedding : nullptr;
+            const float *word = e.outer.parts[kWords] + e.call.ids[token] * s.embedding + f;
+            const float *place = e.outer.parts[kPositions] + e.call.positions[token] * s.embedding + f;
+            for (int64_t i = 0; i < features; i++) sums[lane][i] = word[i] + place[i];
+            if (s.types == 0) continue;
+            const float *type = e.outer.parts[kTypes] + e.call.types[token] * s.embedding + f;
+            for (int64_t i = 0; i < features; i++) sums[lane][i] += type[i];
         }
-        const int64_t lanes = vectors(block) * e.kernels->lanes;
-        for (int64_t f = 0; f < s.embedding; f++)
-            for (int64_t lane = 0; lane < lanes; lane++)
-                embedded[f * kBlock + lane] = words[lane][f] + places[lane][f] + (s.types > 0 ? types[lane][f] : 0.0f);
-        e.kernels->norm(embedded, e.outer.parts[kEmbeddingScale], e.outer.parts[kEmbeddingShift], s.embedding,
-                        (float)s.epsilon, vectors(block));
+        for (int64_t i = 0; i < features; i++)
+            for (int64_t lane = 0; lane < lanes; lane++) embedded[(f + i) * kBlock + lane] = sums[lane][i];
     }
     meet();
+    norm(embedded, e.outer.parts[kEmbeddingScale], e.outer.parts[kEmbeddingShift], s.embedding, block);
     if (projected) linear(e.outer.matrices[kProjection], embedded, state, block, kNone);
 }
 
-// A layer from its attention on: queries, keys and values of all blocks are there.
+void Worker::project(const Layer &layer, const Buffer &projections, int64_t block) {
+    linear(layer.matrices[kQueriesKeysValues], at(e.states, block, e.sizes.hidden),
+           at(projections, block, 3 * layer.heads * e.sizes.head_size), block, kNone);
+}
+
+// A layer from its attention on: queries, keys and values of all blocks it looks at are there.
 void Worker::layer(const Layer &layer, const Buffer &projections, int64_t block, int64_t thread) {
     const Sizes &s = e.sizes;
-    float *state = at(e.states, block, s.hidden), *update = at(e.updates, group, s.hidden);
+    float *state = at(e.states, block, s.hidden);
     float *context = at(e.contexts, group, e.widest_heads * s.head_size), *neurons = at(e.neurons, group, e.widest_neurons);
     Attention attention = {
         layer.heads, s.head_size, projections.data, context, layer.parts[kRelativeBias], s.span,
@@ -164,11 +179,11 @@ void Worker::layer(const Layer &layer, const Buffer &projections, int64_t block,
     };
     e.kernels->attention(attention, e.call.layout, block, begin(layer.heads), end(layer.heads));
     meet();
-    linear(layer.matrices[kAttentionOutput], context, update, block, kNone);
-    add_norm(state, update, layer.parts[kAttentionScale], layer.parts[kAttentionShift], block);
+    add_linear(layer.matrices[kAttentionOutput], context, state, block);
+    norm(state, layer.parts[kAttentionScale], layer.parts[kAttentionShift], s.hidden, block);
     linear(layer.matrices[kFfnInput], state, neurons, block, (Activation)s.activation);
-    linear(layer.matrices[kFfnOutput], neurons, update, block, kNone);
-    add_norm(state, update, layer.parts[kFfnScale], layer.parts[kFfnShift], block);
+    add_linear(layer.matrices[kFfnOutput], neurons, state, block);
+    norm(state, layer.parts[kFfnScale], layer.parts[kFfnShift], s.hidden, block);
 }
 
 void Worker::emit(int64_t block) {
@@ -176,10 +191,35 @@ void Worker::emit(int64_t block) {
     const int64_t hidden = e.sizes.hidden, first = layout.block_start[block];
     const int64_t tokens = layout.block_start[block + 1] - first;
     const float *state = at(e.states, block, hidden);
-    for (int64_t lane = begin(tokens); lane < end(tokens); lane++)
-        for (int64_t f = 0; f < hidden; f++) e.call.output[(first + lane) * hidden + f] = state[f * kBlock + lane];
+    for (int64_t f = begin(tiles(hidden)) * kTile; f < end(tiles(hidden)) * kTile; f += kTile) {
+        const int64_t past = hidden - f < kTile ? hidden : f + kTile;
+        for (int64_t lane = 0; lane < tokens; lane++)
+            for (int64_t i = f; i < past; i++) e.call.output[(first + lane) * hidden + i] = state[i * kBlock + lane];
+    }
 }
 
+// The blocks of one group, and which of them hold tokens of sequences that other groups look at too: the first and the
+// last ones, as sequences lie one after the other.
+struct Share {
+    int64_t begin, front, back, end;  // [begin, front) and [back, end) are looked at
+
+    Share(const Layout &layout, int64_t group, int64_t groups) {
+        begin = front = layout.blocks * group / groups;
+        back = end = layout.blocks * (group + 1) / groups;
+        for (int64_t s = 0; s < layout.sequences; s++) {
+            const int64_t first = layout.sequence_start[s], past = layout.sequence_start[s + 1];
+            const int64_t low = layout.block_start[begin], high = layout.block_start[end];
+            if (first < low && past > low)
+                while (front < end && layout.block_start[front] < past) front++;
+            if (first < high && past > high)
+                while (back > begin && layout.block_start[back] > first) back--;
+        }
+        if (back < front) back = front;
+    }
+};
+
+// All blocks go through a layer before the next one, so that its weights are read once. Within it a block's queries,
+// keys and values are computed shortly before they are read; before all, those that other groups read.
 void work(void *context, int64_t thread) {
     cp_encoder &e = *(cp_encoder *)context;
     const int64_t threads = e.team->size();
@@ -187,20 +227,26 @@ void work(void *context, int64_t thread) {
     const int64_t first = (group * threads + e.groups - 1) / e.groups;
     const int64_t past = ((group + 1) * threads + e.groups - 1) / e.groups;
     Worker worker = {e, group, thread - first, past - first};
-    const int64_t blocks = e.call.layout.blocks;
-    for (int64_t b = group; b < blocks; b += e.groups) worker.embed(b);
+    const Layout &layout = e.call.layout;
+    const Share share(layout, group, e.groups);
+    for (int64_t b = share.begin; b < share.end; b++) worker.embed(b);
     for (int64_t l = 0; l < e.sizes.layers; l++) {
         const Layer &layer = e.layers[l];
-        // Two buffers in turn: while one thread still reads a layer's keys, others may write the next layer's.
-        const Buffer &projections = e.projections[l % 2];
-        const int64_t features = 3 * layer.heads * e.sizes.head_size;
-        for (int64_t b = group; b < blocks; b += e.groups)
-            worker.linear(layer.matrices[kQueriesKeysValues], Worker::at(e.states, b, e.sizes.hidden),
-                          Worker::at(projections, b, features), b, kNone);
+        // Two buffers in turn: while one group still reads a layer's keys, others may write the next layer's.
+        const Buffer &projections = e.projections[e.groups > 1 ? l % 2 : 0];
+        for (int64_t b = share.begin; b < share.front; b++) worker.project(layer, projections, b);
+        for (int64_t b = share.back; b < share.end; b++) worker.project(layer, projections, b);
         e.everybody.wait();
-        for (int64_t b = group; b < blocks; b += e.groups) worker.layer(layer, projections, b, thread);
+        int64_t sequence = 0, projected = share.front;
+        for (int64_t b = share.begin; b < share.end; b++) {
+            while (layout.sequence_start[sequence + 1] < layout.block_start[b + 1]) sequence++;
+            const int64_t needed = layout.sequence_start[sequence + 1];  // tokens up to the last one looked at
+            for (; projected < share.back && layout.block_start[projected] < needed; projected++)
+                worker.project(layer, projections, projected);
+            worker.layer(layer, projections, b, thread);
+        }
     }
-    for (int64_t b = group; b < blocks; b += e.groups) worker.emit(b);
+    for (int64_t b = share.begin; b < share.end; b++) worker.emit(b);
 }
 
 // Splits the tokens evenly into blocks of at most kBlock, as many as a multiple of the threads where there are enough.
@@ -232,9 +278,8 @@ Status reserve(cp_encoder &e) {
     const size_t blocks = (size_t)e.call.layout.blocks * kBlock, groups = (size_t)e.groups * kBlock;
     const size_t heads = (size_t)(e.widest_heads * s.head_size);
     const bool ok = e.states.reserve(blocks * (size_t)(s.hidden + kSpareRows)) &&
-                    e.updates.reserve(groups * (size_t)(s.hidden + kSpareRows)) &&
                     e.projections[0].reserve(blocks * (3 * heads + kSpareRows)) &&
-                    e.projections[1].reserve(blocks * (3 * heads + kSpareRows)) &&
+                    (e.groups == 1 || e.projections[1].reserve(blocks * (3 * heads + kSpareRows))) &&
                     e.contexts.reserve(groups * (heads + kSpareRows)) &&
                     e.neurons.reserve(groups * (size_t)(e.widest_neurons + kSpareRows)) &&
                     e.embeddings.reserve(blocks * (size_t)(s.embedding + kSpareRows)) &&
@@ -335,8 +380,8 @@ EXPORT void cp_free(cp_encoder *e) {
         for (Matrix &matrix : e->layer(l)->matrices) release(matrix);
         for (float *part : e->layer(l)->parts) free(part);
     }
-    Buffer *buffers[] = {&e->states, &e->updates, &e->projections[0], &e->projections[1], &e->contexts,
-                         &e->neurons, &e->embeddings, &e->scores};
+    Buffer *buffers[] = {&e->states, &e->projections[0], &e->projections[1], &e->contexts, &e->neurons,
+                         &e->embeddings, &e->scores};
     for (Buffer *buffer : buffers) free(buffer->data);
     free(e->within_group);
     free(e->block_start);

@@ -62,15 +62,14 @@ struct Attention {
 struct Kernels {
     int64_t lanes;  // floats in a vector
     int64_t pair;   // Matrix::pair of unstructured matrices
+    // output = activation(matrix input + bias), or with `add` that added to the output
     void (*linear)(const Matrix &matrix, const float *input, float *output, int64_t vectors, int64_t first_chunk,
-                   int64_t last_chunk, Activation activation);
+                   int64_t last_chunk, bool add, Activation activation);
     void (*attention)(const Attention &attention, const Layout &layout, int64_t block, int64_t first_head,
                       int64_t last_head);
-    // state = norm(state + update) * scale + shift over the features of each token
-    void (*add_norm)(float *state, float *update, const float *scale, const float *shift, int64_t features,
-                     float epsilon, int64_t first_vector, int64_t last_vector);
+    // state = norm(state) * scale + shift over the features of each token
     void (*norm)(float *state, const float *scale, const float *shift, int64_t features, float epsilon,
-                 int64_t vectors);
+                 int64_t first_vector, int64_t last_vector);
 };
 
 extern const Kernels kPortable;

@@ -3,6 +3,10 @@
 // Written with the vector extensions of GCC and Clang, so one source serves AVX-512, AVX2, SSE2 and Arm's NEON.
 #include "engine.h"
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 namespace contraprune {
 namespace {
 
@@ -21,24 +25,36 @@ static_assert(kPair <= kMaxPair && kVectors % kTile == 0, "");
 inline Vec splat(float x) { return x - (Vec){}; }
 inline Vec load(const float *p) { return *(const Vec *)p; }
 inline void store(float *p, Vec v) { *(Vec *)p = v; }
+// The x86 instructions give what the comparisons below do, of NaN too, but GCC does not find them.
+#if LANES == 16
+inline Vec larger(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
+inline Vec smaller(Vec a, Vec b) { return (Vec)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif LANES == 8
+inline Vec larger(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)a, (__m256)b); }
+inline Vec smaller(Vec a, Vec b) { return (Vec)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
+#endif
 
-// e^x for x <= 88, relative error 1e-7: e^x = 2^n e^r with |r| <= ln(2)/2 and a minimax polynomial for e^r.
-inline Vec exponential(Vec x) {
-    x = larger(x, splat(-87.0f));
+// 2^x for x <= 127, relative error 1e-7: 2^x = 2^n 2^r with |r| <= 1/2 and a minimax polynomial for 2^r.
+inline Vec power_of_two(Vec x) {
+    x = larger(x, splat(-126.0f));
     const Vec shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    Vec shifted = x * 1.44269504088896341f + shifter;
-    Vec n = shifted - shifter;
-    Vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
-    Vec p = splat(0.008297655190397732f);
-    p = p * r + 0.04191538350505022f;
-    p = p * r + 0.16667574736231106f;
-    p = p * r + 0.4999889483783679f;
-    p = p * r + 0.999999691986576f;
+    Vec shifted = x + shifter;
+    Vec r = x - (shifted - shifter);
+    Vec p = splat(0.001327647215522183f);
+    p = p * r + 0.009675541683536015f;
+    p = p * r + 0.05550713276032836f;
+    p = p * r + 0.24022119717417886f;
+    p = p * r + 0.6931469670613088f;
     p = p * r + 1.0f;
     return (Vec)((Int)p + ((Int)shifted << 23));
 }
+
+constexpr float kLog2OfE = 1.44269504088896341f;
+
+inline Vec exponential(Vec x) { return power_of_two(x * kLog2OfE); }
 
 // x Phi(x), error below 2e-7 max(1, |x|): Phi(x) - 1/2 is x times a minimax rational function of x^2 (to 1.2e-8).
 // Errors of neighbouring neurons add up, so this has to be better than the outputs have to be.
@@ -78,8 +94,9 @@ struct Work {
     const float *weight;
     const float *input;  // of the panel
     float *output;
-    const float *bias;  // of output row 0
-    bool first, last;   // panel: starts from the bias, ends with the activation
+    const float *bias;  // of output row 0, or null
+    bool add;           // to what the output holds
+    bool last;          // panel: ends with the activation
 };
 
 // ROWS rows of NV vectors. SHARED: one index for all rows (4x1 blocks), else one per row (unstructured).
@@ -93,8 +110,9 @@ void rows_of(const Work &work) {
         UNROLL for (int r = 0; r < ROWS; r++) {
             uint32_t offset = SHARED ? group->row[0] + r * kBlock : group->row[SHARED ? 0 : r];
             out[r] = work.output + offset;
+            const float bias = work.bias != nullptr ? work.bias[offset / kBlock] : 0.0f;
             UNROLL for (int v = 0; v < NV; v++)
-                sum[r][v] = work.first ? splat(work.bias[offset / kBlock]) : load(out[r] + v * LANES);
+                sum[r][v] = work.add ? load(out[r] + v * LANES) + bias : splat(bias);
         }
         for (uint32_t count = group->count; count != 0; count--) {
             UNROLL for (int r = 0; r < ROWS; r++) {
@@ -129,7 +147,7 @@ void of_width(const Work &work, int64_t vectors, Activation activation) {
 }
 
 void linear(const Matrix &matrix, const float *input, float *output, int64_t vectors, int64_t first_chunk,
-            int64_t last_chunk, Activation activation) {
+            int64_t last_chunk, bool add, Activation activation) {
     const int64_t width = matrix.blocks ? kTile : kWide;
     for (int64_t chunk = first_chunk; chunk < last_chunk; chunk++)
         for (int64_t panel = 0; panel < matrix.panels; panel++) {
@@ -139,8 +157,8 @@ void linear(const Matrix &matrix, const float *input, float *output, int64_t vec
             work.end = work.group + section.groups;
             work.index = matrix.index + section.index;
             work.weight = matrix.weights + section.weight;
-            work.bias = matrix.bias;
-            work.first = panel == 0;
+            work.bias = panel == 0 ? matrix.bias : nullptr;
+            work.add = add || panel > 0;
             work.last = panel == matrix.panels - 1;
             for (int64_t vector = 0; vector < vectors; vector += width) {
                 work.input = input + panel * matrix.panel * kBlock + vector * LANES;
@@ -155,35 +173,6 @@ void linear(const Matrix &matrix, const float *input, float *output, int64_t vec
 
 // ---- attention ----
 
-// C[r][.] (+)= sum over k of A[r * row_step + k * k_step] * B[k * kBlock + .], for ROWS rows of NV vectors.
-template <int ROWS, int NV, bool ADD>
-inline void product(const float *a, int64_t row_step, int64_t k_step, const float *b, int64_t size, float *c,
-                    float factor) {
-    Vec sum[ROWS][NV];
-    UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < NV; v++)
-        sum[r][v] = ADD ? load(c + r * kBlock + v * LANES) : (Vec){};
-    for (int64_t k = 0; k < size; k++) {
-        Vec x[NV];
-        UNROLL for (int v = 0; v < NV; v++) x[v] = load(b + k * kBlock + v * LANES);
-        UNROLL for (int r = 0; r < ROWS; r++) {
-            float w = a[r * row_step + k * k_step];
-            UNROLL for (int v = 0; v < NV; v++) sum[r][v] += w * x[v];
-        }
-    }
-    UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < NV; v++)
-        store(c + r * kBlock + v * LANES, ADD ? sum[r][v] : sum[r][v] * factor);
-}
-
-template <int NV, bool ADD>
-void products(const float *a, int64_t row_step, int64_t k_step, const float *b, int64_t size, float *c, int64_t rows,
-              float factor) {
-    int64_t row = 0;
-    for (; row + 4 <= rows; row += 4)
-        product<4, NV, ADD>(a + row * row_step, row_step, k_step, b, size, c + row * kBlock, factor);
-    for (; row < rows; row++)
-        product<1, NV, ADD>(a + row * row_step, row_step, k_step, b, size, c + row * kBlock, factor);
-}
-
 struct Span {
     int64_t begin, end;
 };
@@ -192,135 +181,212 @@ inline Span overlap(int64_t begin, int64_t end, int64_t low, int64_t high) {
     return {begin > low ? begin : low, end < high ? end : high};
 }
 
-// One head's attention of the queries in NV vectors of a block (from `lane`) to the keys of one sequence.
-template <int NV>
-void attend(const Attention &a, const Layout &layout, int64_t block, int64_t sequence, int64_t lane, int64_t head) {
-    const int64_t features = 3 * a.heads * a.head_size + kSpareRows, width = a.heads * a.head_size;
-    const int64_t first = layout.sequence_start[sequence], past = layout.sequence_start[sequence + 1];
-    const float *queries = a.qkv + (block * features + head * a.head_size) * kBlock + lane;
-    const float scale = 1.0f / __builtin_sqrtf((float)a.head_size);
-    float *const scores = a.scores;
-    int64_t block_of_first = 0;
-    while (layout.block_start[block_of_first + 1] <= first) block_of_first++;
-
-    for (int64_t b = block_of_first; b < layout.blocks && layout.block_start[b] < past; b++) {
-        Span keys = overlap(first, past, layout.block_start[b], layout.block_start[b + 1]);
-        const float *k =
-            a.qkv + (b * features + width + head * a.head_size) * kBlock + (keys.begin - layout.block_start[b]);
-        products<NV, false>(k, 1, kBlock, queries, a.head_size, scores + (keys.begin - first) * kBlock,
-                            keys.end - keys.begin, scale);
+// Scores of KEYS keys for the queries in NV vectors, in rows of NV vectors; `largest` of each query is kept.
+template <int KEYS, int NV>
+inline void score(const float *keys, const float *queries, int64_t head_size, float *scores, Vec (&largest)[NV]) {
+    Vec sum[KEYS][NV];
+    UNROLL for (int k = 0; k < KEYS; k++) UNROLL for (int v = 0; v < NV; v++) sum[k][v] = (Vec){};
+    for (int64_t f = 0; f < head_size; f++) {
+        Vec x[NV];
+        UNROLL for (int v = 0; v < NV; v++) x[v] = load(queries + f * kBlock + v * LANES);
+        UNROLL for (int k = 0; k < KEYS; k++) {
+            const float w = keys[f * kBlock + k];
+            UNROLL for (int v = 0; v < NV; v++) sum[k][v] += w * x[v];
+        }
     }
-    if (a.bias != nullptr)
-        for (int64_t key = 0; key < past - first; key++) {
-            const float *row = a.bias + head * (2 * a.span - 1) + a.span - 1 +
-                               (layout.block_start[block] + lane - first - key);
-            for (int v = 0; v < NV; v++)
-                for (int64_t i = 0; i < LANES; i++) {
-                    int64_t query = layout.block_start[block] + lane + v * LANES + i;
-                    if (query >= first && query < past) scores[key * kBlock + v * LANES + i] += row[v * LANES + i];
-                }
-        }
-
-    Vec largest[NV], total[NV];
-    UNROLL for (int v = 0; v < NV; v++) largest[v] = load(scores + v * LANES), total[v] = (Vec){};
-    for (int64_t key = 1; key < past - first; key++)
-        UNROLL for (int v = 0; v < NV; v++)
-            largest[v] = larger(largest[v], load(scores + key * kBlock + v * LANES));
-    for (int64_t key = 0; key < past - first; key++)
-        UNROLL for (int v = 0; v < NV; v++) {
-            float *score = scores + key * kBlock + v * LANES;
-            Vec weight = exponential(load(score) - largest[v]);
-            store(score, weight);
-            total[v] += weight;
-        }
-
-    alignas(64) float context[4 * kBlock];  // four features at a time
-    Vec share[NV];
-    UNROLL for (int v = 0; v < NV; v++) share[v] = 1.0f / total[v];
-    for (int64_t feature = 0; feature < a.head_size; feature += 4) {
-        int64_t rows = a.head_size - feature < 4 ? a.head_size - feature : 4;
-        for (int r = 0; r < 4; r++) UNROLL for (int v = 0; v < NV; v++) store(context + r * kBlock + v * LANES, (Vec){});
-        for (int64_t b = block_of_first; b < layout.blocks && layout.block_start[b] < past; b++) {
-            Span keys = overlap(first, past, layout.block_start[b], layout.block_start[b + 1]);
-            const float *value = a.qkv + (b * features + 2 * width + head * a.head_size + feature) * kBlock +
-                                 (keys.begin - layout.block_start[b]);
-            products<NV, true>(value, kBlock, 1, scores + (keys.begin - first) * kBlock, keys.end - keys.begin,
-                               context, rows, 1.0f);
-        }
-        for (int64_t r = 0; r < rows; r++)
-            for (int v = 0; v < NV; v++) {
-                float *out = a.context + (head * a.head_size + feature + r) * kBlock + lane + v * LANES;
-                Vec result = load(context + r * kBlock + v * LANES) * share[v];
-                int64_t token = layout.block_start[block] + lane + v * LANES;
-                if (token >= first && token + LANES <= past) {
-                    store(out, result);
-                } else {  // the vector also holds tokens of other sequences
-                    for (int64_t i = 0; i < LANES; i++)
-                        if (token + i >= first && token + i < past) out[i] = result[i];
-                }
-            }
+    UNROLL for (int k = 0; k < KEYS; k++) UNROLL for (int v = 0; v < NV; v++) {
+        store(scores + (k * NV + v) * LANES, sum[k][v]);
+        largest[v] = larger(largest[v], sum[k][v]);
     }
 }
 
+// One head's attention of the queries in NV vectors of a block, from `lane`, to the keys of one sequence.
 template <int NV>
-void attend_width(const Attention &a, const Layout &layout, int64_t block, int64_t sequence, int64_t lane,
-                  int64_t head, int64_t vectors) {
+struct Head {
+    const Attention &a;
+    const Layout &layout;
+    Span sequence;
+    int64_t block, lane, head, first_block;
+
+    int64_t features() const { return 3 * a.heads * a.head_size + kSpareRows; }
+    // Feature f of this head's queries (part 0), keys (1) or values (2) in a block.
+    const float *row(int64_t b, int64_t part, int64_t f) const {
+        return a.qkv + (b * features() + (part * a.heads + head) * a.head_size + f) * kBlock;
+    }
+    bool more(int64_t b) const { return b < layout.blocks && layout.block_start[b] < sequence.end; }
+    Span keys(int64_t b) const {  // lanes of block b that belong to the sequence
+        const int64_t start = layout.block_start[b];
+        Span tokens = overlap(sequence.begin, sequence.end, start, layout.block_start[b + 1]);
+        return {tokens.begin - start, tokens.end - start};
+    }
+
+    void score_all(Vec (&largest)[NV]) const {
+        const float *queries = row(block, 0, 0) + lane;
+        float *scores = a.scores;
+        for (int64_t b = first_block; more(b); b++) {
+            const Span lanes = keys(b);
+            int64_t k = lanes.begin;
+            for (; k + 4 <= lanes.end; k += 4, scores += 4 * NV * LANES)
+                score<4, NV>(row(b, 1, 0) + k, queries, a.head_size, scores, largest);
+            for (; k < lanes.end; k++, scores += NV * LANES)
+                score<1, NV>(row(b, 1, 0) + k, queries, a.head_size, scores, largest);
+        }
+    }
+
+    // Scores become scale * scores + bias.
+    void add_bias(float scale, Vec (&largest)[NV]) const {
+        const int64_t query = layout.block_start[block] + lane;
+        UNROLL for (int v = 0; v < NV; v++) largest[v] = splat(-__FLT_MAX__);
+        for (int64_t key = sequence.begin; key < sequence.end; key++) {
+            const float *bias = a.bias + head * (2 * a.span - 1) + a.span - 1 + (query - key);
+            float *scores = a.scores + (key - sequence.begin) * NV * LANES;
+            for (int64_t i = 0; i < NV * LANES; i++) {
+                const bool own = query + i >= sequence.begin && query + i < sequence.end;
+                scores[i] = scale * scores[i] + (own ? bias[i] : 0.0f);
+            }
+            UNROLL for (int v = 0; v < NV; v++) largest[v] = larger(largest[v], load(scores + v * LANES));
+        }
+    }
+
+    // Scores become e^(scale * (score - largest)); returns what to multiply sums by so that weights add up to one.
+    void exponentials(float scale, const Vec (&largest)[NV], Vec (&share)[NV]) const {
+        const float factor = scale * kLog2OfE;
+        Vec total[NV], shift[NV];
+        UNROLL for (int v = 0; v < NV; v++) total[v] = (Vec){}, shift[v] = largest[v] * factor;
+        for (int64_t key = 0; key < sequence.end - sequence.begin; key++)
+            UNROLL for (int v = 0; v < NV; v++) {
+                float *score = a.scores + (key * NV + v) * LANES;
+                const Vec weight = power_of_two(load(score) * factor - shift[v]);
+                store(score, weight);
+                total[v] += weight;
+            }
+        UNROLL for (int v = 0; v < NV; v++) share[v] = 1.0f / total[v];
+    }
+
+    template <int ROWS>
+    void context(int64_t feature, const Vec (&share)[NV]) const {
+        Vec sum[ROWS][NV];
+        UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < NV; v++) sum[r][v] = (Vec){};
+        const float *weight = a.scores;
+        for (int64_t b = first_block; more(b); b++) {
+            const float *value = row(b, 2, feature);
+            const Span lanes = keys(b);
+            for (int64_t k = lanes.begin; k < lanes.end; k++, weight += NV * LANES) {
+                Vec x[NV];
+                UNROLL for (int v = 0; v < NV; v++) x[v] = load(weight + v * LANES);
+                UNROLL for (int r = 0; r < ROWS; r++) {
+                    const float w = value[r * kBlock + k];
+                    UNROLL for (int v = 0; v < NV; v++) sum[r][v] += w * x[v];
+                }
+            }
+        }
+        float *out = a.context + (head * a.head_size + feature) * kBlock + lane;
+        UNROLL for (int r = 0; r < ROWS; r++) UNROLL for (int v = 0; v < NV; v++)
+            put(out + r * kBlock + v * LANES, sum[r][v] * share[v], v);
+    }
+
+    void put(float *out, Vec result, int v) const {
+        const int64_t token = layout.block_start[block] + lane + v * LANES;
+        if (token >= sequence.begin && token + LANES <= sequence.end) {
+            store(out, result);
+        } else {  // the vector also holds tokens of other sequences
+            for (int64_t i = 0; i < LANES; i++)
+                if (token + i >= sequence.begin && token + i < sequence.end) out[i] = result[i];
+        }
+    }
+
+    void attend() const {
+        Vec largest[NV], share[NV];
+        UNROLL for (int v = 0; v < NV; v++) largest[v] = splat(-__FLT_MAX__);
+        float scale = 1.0f / __builtin_sqrtf((float)a.head_size);
+        score_all(largest);
+        if (a.bias != nullptr) {
+            add_bias(scale, largest);
+            scale = 1.0f;
+        }
+        exponentials(scale, largest, share);
+        int64_t feature = 0;
+        for (; feature + 4 <= a.head_size; feature += 4) context<4>(feature, share);
+        for (; feature < a.head_size; feature++) context<1>(feature, share);
+    }
+};
+
+template <int NV>
+void attend(const Attention &a, const Layout &layout, Span sequence, int64_t block, int64_t lane, int64_t head,
+            int64_t first_block, int64_t vectors) {
     if constexpr (NV > 1)
-        if (vectors < NV) return attend_width<NV - 1>(a, layout, block, sequence, lane, head, vectors);
-    attend<NV>(a, layout, block, sequence, lane, head);
+        if (vectors < NV)
+            return attend<NV - 1>(a, layout, sequence, block, lane, head, first_block, vectors);
+    Head<NV>{a, layout, sequence, block, lane, head, first_block}.attend();
 }
 
 void attention(const Attention &a, const Layout &layout, int64_t block, int64_t first_head, int64_t last_head) {
     const int64_t low = layout.block_start[block], high = layout.block_start[block + 1];
-    for (int64_t sequence = 0; sequence < layout.sequences; sequence++) {
-        Span queries =
-            overlap(layout.sequence_start[sequence], layout.sequence_start[sequence + 1], low, high);
+    for (int64_t s = 0; s < layout.sequences; s++) {
+        const Span sequence = {layout.sequence_start[s], layout.sequence_start[s + 1]};
+        const Span queries = overlap(sequence.begin, sequence.end, low, high);
         if (queries.begin >= queries.end) continue;
-        int64_t first_vector = (queries.begin - low) / LANES, last_vector = (queries.end - low + LANES - 1) / LANES;
+        int64_t first_block = block;
+        while (layout.block_start[first_block] > sequence.begin) first_block--;
+        const int64_t first_vector = (queries.begin - low) / LANES, past = (queries.end - low + LANES - 1) / LANES;
         for (int64_t head = first_head; head < last_head; head++)
-            for (int64_t vector = first_vector; vector < last_vector; vector += kTile)
-                attend_width<kTile>(a, layout, block, sequence, vector * LANES, head, last_vector - vector);
+            for (int64_t vector = first_vector; vector < past; vector += kTile)
+                attend<kTile>(a, layout, sequence, block, vector * LANES, head, first_block, past - vector);
     }
 }
 
 // ---- layer norm ----
 
-template <bool ADD>
-void norm_vector(float *state, float *update, const float *scale, const float *shift, int64_t features,
-                 float epsilon) {
-    Vec sum = (Vec){}, squares = (Vec){};
-    for (int64_t f = 0; f < features; f++) {
-        Vec x = load(state + f * kBlock);
-        if (ADD) {
-            x += load(update + f * kBlock);
-            store(state + f * kBlock, x);
+constexpr int64_t kNormRows = 16;  // features whose mean and variance are found together, while in the nearest cache
+
+// Means and variances of parts are put together as in Chan, Golub and LeVeque, 1979: exact where the mean is large.
+template <int NV>
+void norm_vectors(float *state, const float *scale, const float *shift, int64_t features, float epsilon) {
+    Vec mean[NV], squares[NV];
+    UNROLL for (int v = 0; v < NV; v++) mean[v] = (Vec){}, squares[v] = (Vec){};
+    for (int64_t begin = 0; begin < features; begin += kNormRows) {
+        const int64_t end = features - begin < kNormRows ? features : begin + kNormRows;
+        const float rows = (float)(end - begin), part = rows / (float)end, both = (float)begin * part;
+        UNROLL for (int v = 0; v < NV; v++) {
+            Vec sum = (Vec){}, own = (Vec){};
+            for (int64_t f = begin; f < end; f++) sum += load(state + f * kBlock + v * LANES);
+            sum *= 1.0f / rows;
+            for (int64_t f = begin; f < end; f++) {
+                const Vec d = load(state + f * kBlock + v * LANES) - sum;
+                own += d * d;
+            }
+            const Vec step = sum - mean[v];
+            mean[v] += step * part;
+            squares[v] += own + step * step * both;
         }
-        sum += x;
     }
-    const Vec mean = sum / (float)features;
-    for (int64_t f = 0; f < features; f++) {
-        Vec d = load(state + f * kBlock) - mean;
-        squares += d * d;
+    UNROLL for (int v = 0; v < NV; v++) {
+        const Vec variance = squares[v] / (float)features + epsilon;
+        for (int i = 0; i < LANES; i++) squares[v][i] = 1.0f / __builtin_sqrtf(variance[i]);
     }
-    Vec variance = squares / (float)features + epsilon, factor;
-    for (int i = 0; i < LANES; i++) factor[i] = 1.0f / __builtin_sqrtf(variance[i]);
     for (int64_t f = 0; f < features; f++)
-        store(state + f * kBlock, (load(state + f * kBlock) - mean) * factor * scale[f] + shift[f]);
+        UNROLL for (int v = 0; v < NV; v++) {
+            float *x = state + f * kBlock + v * LANES;
+            store(x, (load(x) - mean[v]) * squares[v] * scale[f] + shift[f]);
+        }
 }
 
-void add_norm(float *state, float *update, const float *scale, const float *shift, int64_t features, float epsilon,
-              int64_t first_vector, int64_t last_vector) {
-    for (int64_t v = first_vector; v < last_vector; v++)
-        norm_vector<true>(state + v * LANES, update + v * LANES, scale, shift, features, epsilon);
+template <int NV>
+void norm_width(float *state, const float *scale, const float *shift, int64_t features, float epsilon,
+                int64_t vectors) {
+    if constexpr (NV > 1)
+        if (vectors < NV) return norm_width<NV - 1>(state, scale, shift, features, epsilon, vectors);
+    norm_vectors<NV>(state, scale, shift, features, epsilon);
 }
 
-void norm(float *state, const float *scale, const float *shift, int64_t features, float epsilon, int64_t vectors) {
-    for (int64_t v = 0; v < vectors; v++)
-        norm_vector<false>(state + v * LANES, nullptr, scale, shift, features, epsilon);
+void norm(float *state, const float *scale, const float *shift, int64_t features, float epsilon, int64_t first_vector,
+          int64_t last_vector) {
+    for (int64_t v = first_vector; v < last_vector; v += kTile)
+        norm_width<kTile>(state + v * LANES, scale, shift, features, epsilon, last_vector - v);
 }
 
 }  // namespace
 
-extern const Kernels KERNELS = {LANES, kPair, linear, attention, add_norm, norm};
+extern const Kernels KERNELS = {LANES, kPair, linear, attention, norm};
 
 }  // namespace contraprune
