@@ -239,7 +239,15 @@ UNLABELLED = "expected a label, found -1, which marks unlabelled rows such as GL
         (
             [{"text": "x", "label": ["a"]}],
             None,
-            "train.jsonl, line 1: column 'label': expected a name or a whole number, found ['a']",
+            "train.jsonl, line 1: column 'label': expected a name or a whole number, found ['a']; "
+            "for several labels of one text pass --task_type multi_label",
+        ),
+        (
+            [{"tokens": ["x"], "ner_tags": ["O"]}],
+            None,
+            "train.jsonl: expected sentence1,sentence2 or premise,hypothesis or question1,question2 or question,sentence "
+            "or text or sentence (else --text_columns), found columns 'tokens', 'ner_tags'; "
+            "for labels of each token pass --task_type token_classification",
         ),
         (
             [{"text": "x", "label": 0}, {"text": "x", "label": "1"}],

@@ -113,6 +113,12 @@ def one_per_row(rows: Rows, column: str, lists: Sequence[Sequence[Any]]) -> Rows
     return Rows(source=rows.source, values=values, numbers=numbers, unit=rows.unit, typed=rows.typed)
 
 
+_OTHER_KINDS = {
+    float: "; for real numbers pass --task_type regression",
+    list: "; for several labels of one text pass --task_type multi_label",
+}
+
+
 def label_values(rows: Rows, column: str) -> list[int] | list[str]:
     """The label column with one type throughout; in csv and tsv whole numbers become numbers if all are."""
     values = rows.column(column)
@@ -123,8 +129,7 @@ def label_values(rows: Rows, column: str) -> list[int] | list[str]:
             values = [float(value) for value in values]
     for index, value in enumerate(values):
         if problem := _label_problem(value):
-            problem += "; for real numbers pass --task_type regression" if type(value) is float else ""
-            raise rows.error(index, f"column '{column}': {problem}")
+            raise rows.error(index, f"column '{column}': {problem}{_OTHER_KINDS.get(type(value), '')}")
         if type(value) is not type(values[0]):
             expected = "expected all labels to be names or all to be whole numbers"
             raise rows.error(index, f"column '{column}': {expected}, found {values[0]!r} before {value!r}")

@@ -83,7 +83,8 @@ def _guess(rows: Rows, others: Sequence[str]) -> tuple[str, ...]:
         choices = " and ".join(",".join(names) for names in found)
         raise UserError(f"{rows.source}: expected one text or pair, found {choices}; choose with --text_columns")
     expected = "expected " + " or ".join(",".join(names) for names in _TEXT_COLUMNS) + " (else --text_columns)"
-    raise UserError(f"{rows.source}: {expected}, found columns {shown(rows.columns)}")
+    other = "; for labels of each token pass --task_type token_classification" if "tokens" in columns else ""
+    raise UserError(f"{rows.source}: {expected}, found columns {shown(rows.columns)}{other}")
 
 
 @contextmanager
