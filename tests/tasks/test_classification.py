@@ -245,8 +245,8 @@ UNLABELLED = "expected a label, found -1, which marks unlabelled rows such as GL
         (
             [{"tokens": ["x"], "ner_tags": ["O"]}],
             None,
-            "train.jsonl: expected sentence1,sentence2 or premise,hypothesis or question1,question2 or question,sentence "
-            "or text or sentence (else --text_columns), found columns 'tokens', 'ner_tags'; "
+            "train.jsonl: expected sentence1,sentence2 or premise,hypothesis or question1,question2 or "
+            "question,sentence or text or sentence (else --text_columns), found columns 'tokens', 'ner_tags'; "
             "for labels of each token pass --task_type token_classification",
         ),
         (
