@@ -27,7 +27,7 @@ from contraprune.shrinking import shrink
 from contraprune.structure import find_layers
 
 DENSE = "dense"
-KEPT = {DENSE: (12, 3072), "2x": (6, 1536), "8x": (2, 320)}  # heads and neurons of each layer
+KEPT = {DENSE: (12, 3072), "2x": (6, 1536), "8x": (2, 304)}  # heads and neurons of each layer
 HIDDEN, HEAD_SIZE = 768, 64
 FORMATS = ("onnx", "openvino", "sparse")
 LENGTH = 128

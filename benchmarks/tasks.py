@@ -31,11 +31,12 @@ class Run:
     prune: str
 
 
-def _glue(task: str) -> Run:
+def _glue(task: str, *, rows: int = 2000, teacher: int = 3, pruning: int = 4) -> Run:
+    """One task of GLUE: training rows, epochs of the teacher and of pruning."""
     return Run(
-        data=f"--task={task} --data_dir={{data}}/glue/{task} --max_train_samples=2000",
-        teacher="--num_train_epochs=3",
-        prune="--density=0.1 --num_train_epochs=5",
+        data=f"--task={task} --data_dir={{data}}/glue/{task} --max_train_samples={rows}",
+        teacher=f"--num_train_epochs={teacher}",
+        prune=f"--density=0.1 --num_train_epochs={pruning}",
     )
 
 
@@ -50,17 +51,17 @@ def _files(task_type: str, folder: str, *, teacher: int = 3, rows: int = 1000, p
 
 
 RUNS = {
-    "cola": _glue("cola"),
-    "rte": _glue("rte"),
+    "cola": _glue("cola", rows=8551, pruning=2),
+    "rte": _glue("rte", rows=2490, pruning=3),
     "stsb": _glue("stsb"),
     "squad": Run(
         data="--task=squad --data_dir={made_up}/squad --max_length=256 --max_eval_samples=600 --bf16=true "
         "--per_device_train_batch_size=16",
-        teacher="--max_train_samples=4000 --num_train_epochs=1 --learning_rate=2e-4",
-        prune="--max_train_samples=1600 --num_train_epochs=1 --density=0.5",
+        teacher="--max_train_samples=3000 --num_train_epochs=1 --learning_rate=2e-4",
+        prune="--max_train_samples=960 --num_train_epochs=1 --density=0.5",
     ),
     "ner": _files("token_classification", "ner"),
-    "multi_label": _files("multi_label", "multi_label", teacher=5, rows=4000, pruning=8),
+    "multi_label": _files("multi_label", "multi_label", teacher=5, rows=3000, pruning=6),
     "embedding": Run(
         data="--task=stsb --data_dir={data}/glue/stsb --task_type=embedding --max_train_samples=1500",
         teacher=None,
