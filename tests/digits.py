@@ -50,7 +50,7 @@ def saliency_of(model, linears, images):
     return {name: linears[name].weight.detach() ** 2 * square / len(images) * 8 for name, square in squares.items()}
 
 
-def prune(teacher, images, labels, method, *, density, steps):
+def prune(teacher, images, labels, method, *, density, steps, **shape):
     """The pruned model, folded, and the density at every step."""
     model, kind = copy.deepcopy(teacher), CRITERIA[method]
     linears = mask_linears(
@@ -58,7 +58,7 @@ def prune(teacher, images, labels, method, *, density, steps):
         learn_scores=kind.learns_scores,
         dense_gradients=kind.dense_gradients,
     )
-    criterion = kind(linears, PruningConfig(method=method, density=density))
+    criterion = kind(linears, PruningConfig(method=method, density=density, **shape))
     if kind.started:
         criterion.start_from(saliency_of(model, linears, images))
     scores = [linear.mask_scores for linear in linears.values() if linear.mask_scores is not None]

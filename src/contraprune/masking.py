@@ -44,18 +44,18 @@ class MaskedLinear(nn.Linear):
     dtype, zero where the weight is removed and else usually one, and is set once per optimiser step by
     :meth:`set_mask`. ``mask_scores`` (out, in) is there where the criterion learns its scores; the mask is then
     differentiated straight through to them. With ``dense_gradients``, ``weight.grad`` is the gradient with respect
-    to ``weight * mask`` everywhere, until :meth:`drop_masked_gradient`. A ``sampler`` takes the scores and gives
-    the mask of one training batch, differentiably; in evaluation it is not used.
+    to ``weight * mask`` everywhere, until :meth:`drop_masked_gradient`. A ``sampler`` gives the mask of one training
+    batch, differentiable in the scores; in evaluation it is not used.
     """
 
     mask: Tensor
     mask_scores: nn.Parameter | None
     dense_gradients: bool
-    sampler: Callable[[Tensor], Tensor] | None
+    sampler: Callable[[], Tensor] | None
 
     def forward(self, input: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         if self.training and self.sampler is not None:
-            weight = self.weight * self.sampler(self.mask_scores)  # type: ignore[arg-type]
+            weight = self.weight * self.sampler()
         elif self.mask_scores is None and not self.dense_gradients:
             weight = self.weight * self.mask
         else:

@@ -95,6 +95,11 @@ def block_sums(scores: Float[Tensor, "_out _in"], blocks: Blocks) -> Float[Tenso
     return tiles.sum(dim=(1, 3), dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
+def block_means(scores: Float[Tensor, "_out _in"], blocks: Blocks) -> Float[Tensor, "_down _across"]:
+    """The mean over each block, in float32 or finer."""
+    return block_sums(scores, blocks) / (blocks.rows * blocks.columns)
+
+
 def spread(values: Tensor, blocks: Blocks) -> Tensor:
     """Gives every weight the value of its block: the inverse shape of :func:`block_sums`."""
     return values.repeat_interleave(blocks.rows, 0).repeat_interleave(blocks.columns, 1)

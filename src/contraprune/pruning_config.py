@@ -34,14 +34,14 @@ class PruningConfig:
     )
     pattern: str | None = setting(
         None,
-        "Rankings: N:M, such as 2:4: at most N of every M consecutive weights of a row (along the input) stay. While "
+        "N:M, such as 2:4: at most N of every M consecutive weights of a row (along the input) stay. While "
         "the density falls to N/M, groups are thinned in order of importance; a --density below N/M keeps the best of "
         "what the pattern allows, one above it is refused.",
     )
     block: str | None = setting(
         None,
-        "Rankings: RxC, such as 4x1: blocks of R outputs times C inputs stay or go as one, by the sum of their "
-        "importance.",
+        "RxC, such as 4x1: blocks of R outputs times C inputs stay or go as one, by the sum of their importance (mean "
+        "of their scores with soft_movement and l0).",
     )
     start_from: Literal["teacher", "pretrained"] = setting(
         "teacher", "Weights the pruning starts from: the fine-tuned teacher's or the pre-trained model's."

@@ -52,10 +52,11 @@ def test_the_density_is_that_of_the_moment():
 
 
 @pytest.mark.parametrize("name", sorted(CRITERIA))
-def test_every_criterion_meets_its_contract(name):
-    """Through the steps of a run; continued from its state half-way, it ends with the same masks."""
+@pytest.mark.parametrize("shape", [{}, {"pattern": "1:3"}, {"block": "1x3"}], ids=["free", "1:3", "1x3"])
+def test_every_criterion_meets_its_contract(name, shape):
+    """Through the steps of a run; continued from its state half-way, it ends with the same masks, in the pattern."""
     criterion_class = CRITERIA[name]
-    config = PruningConfig(method=name, density=0.3)
+    config = PruningConfig(method=name, density=0.3, **shape)
     saved, ends = None, []
     for continued in (False, True):
         linears = layers(criterion_class.learns_scores, criterion_class.dense_gradients)
@@ -77,6 +78,8 @@ def test_every_criterion_meets_its_contract(name):
         ends.append([linear.mask.clone() for linear in linears.values()])
     assert all(torch.equal(*pair) for pair in zip(*ends, strict=True))
     assert sum(int(mask.count_nonzero()) for mask in ends[0]) == pytest.approx(0.3 * 51, abs=1)
+    in_threes = torch.cat([mask.view(-1, 3).count_nonzero(1) for mask in ends[0]]).unique().tolist()
+    assert in_threes == {"pattern": [0, 1], "block": [0, 3]}.get(next(iter(shape), ""), in_threes)
 
 
 def training_step(linears, criterion, *, seed):
@@ -101,9 +104,10 @@ def training_step(linears, criterion, *, seed):
     ("shape", "message"),
     [({"pattern": "2:4"}, "--pattern 2:4: a of 5 x 6 weights"), ({"block": "2x1"}, "--block 2x1: a of 5 x 6 weights")],
 )
-def test_matrices_that_do_not_divide_are_refused(shape, message):
+@pytest.mark.parametrize("name", sorted(CRITERIA))
+def test_matrices_that_do_not_divide_are_refused(name, shape, message):
     with pytest.raises(UserError, match=message):
-        Magnitude(layers(), PruningConfig(**shape))
+        CRITERIA[name](layers(), PruningConfig(**shape))
 
 
 class Mine(Magnitude):

@@ -62,7 +62,7 @@ def test_the_gradient_of_the_scores_is_that_of_the_formula(released):
 def test_the_penalty_is_how_often_a_drawn_gate_is_open(released):
     criterion = subject(released, final_penalty=1.0)[1]
     torch.manual_seed(0)
-    draws = torch.stack([criterion.linears["layer"].sampler(released["mask_scores"]) for _ in range(4000)])
+    draws = torch.stack([criterion.linears["layer"].sampler() for _ in range(4000)])
     assert criterion.value().item() == pytest.approx(float((draws > 0).float().mean()), abs=4e-3)
 
 

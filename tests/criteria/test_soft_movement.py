@@ -140,6 +140,11 @@ def test_floors_are_kept_and_the_rest_is_the_best_of_all():
     assert [mask.int().tolist() for mask in masks] == [[[0, 0, 0, 1]], [[1, 1, 1, 0]]]
 
 
+def test_a_pattern_below_the_floors_is_refused():
+    with pytest.raises(UserError, match=r"--pattern 1:1000: soft movement keeps 0.5 % of every matrix; .* leaves more"):
+        with_scores(torch.zeros(20, 1000), pattern="1:1000", final_penalty=1.0)
+
+
 def test_a_density_below_the_floors_is_refused():
     with pytest.raises(
         UserError, match=r"--density 0.004: soft movement keeps 0.5 % of every matrix; .* at least 0.006$"

@@ -18,9 +18,13 @@ from contraprune.schedules import Moment
 class Criterion(abc.ABC):
     """Decides which weights of a set of masked layers stay, step after step.
 
+    Raises:
+        UserError: a matrix does not divide into the groups or blocks of ``config.shape``.
+
     A run calls, in this order:
 
-    - the constructor, with layers in which nothing is masked yet;
+    - the constructor, with layers in which nothing is masked yet, and whose matrices divide into the groups or blocks
+      of ``config.shape``;
     - :meth:`start_from`, if the class is ``started`` (not when the run continues from a checkpoint);
     - :meth:`update_masks` before the first step and after every step until the masks freeze; the call whose moment
       is ``last`` makes the masks of the result;
@@ -46,6 +50,11 @@ class Criterion(abc.ABC):
     def __init__(self, linears: Mapping[str, MaskedLinear], config: PruningConfig) -> None:
         self.linears = dict(linears)
         self.config = config
+        for name, linear in linears.items():
+            if config.shape is not None and not config.shape.fits(linear.weight.shape):
+                flag = "pattern" if config.pattern is not None else "block"
+                rows, columns = linear.weight.shape
+                raise UserError(f"--{flag} {config.shape}: {name} of {rows} x {columns} weights does not divide by it")
 
     @abc.abstractmethod
     def update_masks(self, moment: Moment) -> None:
@@ -85,20 +94,9 @@ class Ranking(Criterion):
 
     A subclass says how important each weight is now (:meth:`importance`). What stays is the top ``density`` of each
     matrix or of all together (``config.scope``), among what ``config.shape`` allows.
-
-    Raises:
-        UserError: a matrix does not divide into the groups or blocks of ``config.shape``.
     """
 
     settings: ClassVar[frozenset[str]] = frozenset(("scope", "pattern", "block"))
-
-    def __init__(self, linears: Mapping[str, MaskedLinear], config: PruningConfig) -> None:
-        super().__init__(linears, config)
-        for name, linear in linears.items():
-            if config.shape is not None and not config.shape.fits(linear.weight.shape):
-                flag = "pattern" if config.pattern is not None else "block"
-                rows, columns = linear.weight.shape
-                raise UserError(f"--{flag} {config.shape}: {name} of {rows} x {columns} weights does not divide by it")
 
     @abc.abstractmethod
     def importance(self, name: str) -> Float[Tensor, "out in"]:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from contraprune.criteria.learned import ranks, scores_of
+from contraprune.criteria.learned import scores_of
 from contraprune.criteria.penalised import Penalised
 from contraprune.masking import MaskedLinear
 from contraprune.pruning_config import PruningConfig
@@ -23,7 +24,9 @@ SPREAD = 8.0  # how far apart the scores start that are to stay
 
 
 class L0(Penalised):
-    """Every weight is multiplied by a hard-concrete gate: drawn anew for every training batch, fixed in evaluation.
+    """Every weight (or block) is multiplied by a hard-concrete gate.
+
+    Gates are drawn anew for every training batch, and fixed in evaluation.
 
     A weight is removed when its gate in evaluation is zero; kept weights are saved with their gates multiplied in.
     The penalty is the mean probability of an open gate (eq. 12 of the paper). When the masks freeze, the noise ends.
@@ -37,8 +40,11 @@ class L0(Penalised):
 
     def __init__(self, linears: Mapping[str, MaskedLinear], config: PruningConfig) -> None:
         super().__init__(linears, config)
-        for linear in self.linears.values():
-            linear.sampler = sample_gates
+        for name, linear in self.linears.items():
+            linear.sampler = partial(self._sample, name)
+
+    def _sample(self, name: str) -> Float[Tensor, "out in"]:
+        return self.widen(sample_gates(self.deciding(name)))
 
     def score_learning_rate(self, steps: int) -> float:
         default = 1e-2 if self.config.density is None else 50 / steps
@@ -47,7 +53,7 @@ class L0(Penalised):
     @torch.no_grad()
     def start_from(self, saliency: Mapping[str, Float[Tensor, "out in"]]) -> None:
         for name, linear in self.linears.items():
-            rank = ranks(saliency[name])
+            rank = self.starting_ranks(saliency[name])
             if self.config.density is None:
                 scores_of(linear).copy_(rank - 0.5 - SHUT)
             else:
@@ -58,15 +64,15 @@ class L0(Penalised):
         return moment.cubic(0.0, self.config.final_penalty)
 
     def value(self) -> Float[Tensor, ""]:
-        return torch.stack([probability_open(scores_of(linear)).mean() for linear in self.linears.values()]).mean()
+        return torch.stack([probability_open(self.deciding(name)).mean() for name in self.linears]).mean()
 
     def masks(self, moment: Moment) -> dict[str, Tensor]:
-        return {name: evaluation_gates(scores_of(linear)) for name, linear in self.linears.items()}
+        return {name: self.widen(evaluation_gates(self.deciding(name))) for name in self.linears}
 
     def masks_of(self, density: float) -> dict[str, Tensor]:
-        scores = [scores_of(linear).detach() for linear in self.linears.values()]
+        scores = [self.deciding(name) for name in self.linears]
         return {
-            name: evaluation_gates(matrix).clamp_min(SMALLEST_GATE) * stays
+            name: self.widen(evaluation_gates(matrix).clamp_min(SMALLEST_GATE) * stays)
             for name, matrix, stays in zip(self.linears, scores, keep_top_together(scores, density), strict=True)
         }
 

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contraprune.criteria.base import Criterion
-from contraprune.criteria.learned import scores_of
+from contraprune.criteria.learned import ranks, scores_of
 from contraprune.masking import MaskedLinear
+from contraprune.patterns import Blocks, NOfM, best_of_groups, block_means, block_sums, keep_in_pattern, spread
 from contraprune.pruning_config import PruningConfig
 from contraprune.schedules import Moment
 from contraprune.selection import keep_largest
@@ -27,10 +28,17 @@ class Penalised(Criterion):
     threshold is moved to the quantile of the scores that leaves ``int(density * weights)``. After a run in which the
     penalty did its work that changes little; in a run too short for it (tens of steps), it is what keeps the promise.
 
-    A subclass has the penalty (:meth:`value`), the masks at a moment, and the masks of given weights.
+    With blocks (``config.shape``) the mean of a block's scores is what meets the threshold and is penalised. With N:M
+    a weight is shut, whatever its score, unless it is among the weights that the pattern leaves: all at the start,
+    thinned by the cubic schedule in the order of their scores, at the end the best N of every group.
+
+    A subclass has the penalty (:meth:`value`), the masks at a moment, and the masks of given weights, all from
+    :meth:`deciding`.
     """
 
-    settings: ClassVar[frozenset[str]] = frozenset(("score_init", "score_learning_rate", "final_penalty"))
+    settings: ClassVar[frozenset[str]] = frozenset(
+        ("score_init", "score_learning_rate", "final_penalty", "pattern", "block")
+    )
     learns_scores: ClassVar[bool] = True
     started: ClassVar[bool] = True
 
@@ -40,6 +48,29 @@ class Penalised(Criterion):
         self.weight = 0.0
         self.unit = 0.0
         self.frozen = False
+        self.allowed: dict[str, Tensor] = {}  # with N:M: what the pattern leaves now; before the first masks, all
+
+    def deciding(self, name: str) -> Float[Tensor, "_down _across"]:
+        """The scores that meet the threshold: one for each weight or block of a matrix; -inf: shut by the pattern."""
+        scores = scores_of(self.linears[name])
+        if isinstance(self.config.shape, Blocks):
+            return block_means(scores, self.config.shape)
+        return scores.masked_fill(~self.allowed[name], -math.inf) if name in self.allowed else scores
+
+    def widen(self, values: Tensor) -> Tensor:
+        """Gives every weight what was decided with its :meth:`deciding` score."""
+        return spread(values, self.config.shape) if isinstance(self.config.shape, Blocks) else values
+
+    def starting_ranks(self, saliency: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """Ranks from 0 to 1 in the order in which the weights may go: by blocks; with N:M the best N last."""
+        match self.config.shape:
+            case Blocks() as blocks:
+                return spread(ranks(block_sums(saliency, blocks)), blocks)
+            case NOfM() as pattern:
+                rank = ranks(saliency)
+                return ranks(rank.double() + best_of_groups(rank, pattern)).to(rank.dtype)
+            case _:
+                return ranks(saliency)
 
     @abc.abstractmethod
     def value(self) -> Float[Tensor, ""]:
@@ -51,7 +82,7 @@ class Penalised(Criterion):
 
     @abc.abstractmethod
     def masks_of(self, density: float) -> dict[str, Tensor]:
-        """The mask of every layer with exactly ``int(density * weights)`` weights kept over all of them."""
+        """The mask of every layer with exactly ``int(density * weights)`` weights (or blocks) kept over all."""
 
     @abc.abstractmethod
     def scheduled_weight(self, moment: Moment) -> float:
@@ -63,6 +94,7 @@ class Penalised(Criterion):
     @torch.no_grad()
     def update_masks(self, moment: Moment) -> None:
         density = self.config.density
+        self._thin(moment)
         masks = self.masks_of(density) if moment.last and density is not None else self.masks(moment)
         for name, mask in masks.items():
             self.linears[name].set_mask(mask)
@@ -74,6 +106,14 @@ class Penalised(Criterion):
             wanted = moment.cubic(1.0, density)
             self.pressure = steer(self.pressure, density=kept(masks.values()), wanted=wanted, steps=moment.total)
             self.weight = self.pressure.weight(self.unit)
+
+    def _thin(self, moment: Moment) -> None:
+        shape = self.config.shape
+        if isinstance(shape, NOfM):
+            falling = moment.cubic(1.0, self.config.density or shape.density)
+            share = shape.density if moment.last else max(shape.density, falling)
+            for name, linear in self.linears.items():
+                self.allowed[name] = keep_in_pattern([scores_of(linear).detach()], share, shape)[0]
 
     def freeze(self) -> None:
         """From here on masks stay as they are, and nothing pushes the scores."""
@@ -95,9 +135,13 @@ class Penalised(Criterion):
 
     def state(self) -> dict[str, Tensor]:
         numbers = (self.pressure.integral, self.pressure.value, self.weight, self.unit, float(self.frozen))
-        return {"steering": torch.tensor(numbers, dtype=torch.float64)}
+        allowed = {f"allowed.{name}": mask for name, mask in self.allowed.items()}
+        return {"steering": torch.tensor(numbers, dtype=torch.float64), **allowed}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, linear in self.linears.items():
+            if f"allowed.{name}" in state:
+                self.allowed[name] = state[f"allowed.{name}"].to(linear.weight.device)
         integral, value, self.weight, self.unit, frozen = state["steering"].tolist()
         self.pressure = Pressure(integral=integral, value=value)
         if frozen:
@@ -113,7 +157,7 @@ def kept(masks: Iterable[Tensor]) -> float:
 def keep_with_floors(
     scores: Sequence[Float[Tensor, "_out _in"]], density: float, floors: Sequence[int]
 ) -> list[Tensor]:
-    """The masks of the ``int(density * weights)`` largest scores of all matrices, each keeping at least its floor.
+    """The masks of the ``int(density * scores)`` largest scores of all matrices, each keeping at least its floor.
 
     The floors together are no more than that.
     """

@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contraprune.criteria.l0 import probability_open
-from contraprune.criteria.learned import ranks, scores_of
+from contraprune.criteria.learned import scores_of
 from contraprune.criteria.penalised import Penalised, keep_with_floors
 from contraprune.errors import UserError
 from contraprune.masking import MaskedLinear
+from contraprune.patterns import NOfM
 from contraprune.pruning_config import PruningConfig
 from contraprune.schedules import Moment, penalty
 from contraprune.selection import keep_above, least_above
@@ -23,7 +24,8 @@ FINAL_THRESHOLD = 0.1
 class SoftMovement(Penalised):
     """Keeps the weights with ``sigmoid(score) > threshold``; scores learn with the straight-through gradient.
 
-    The threshold rises from 0 to ``config.final_threshold`` by the cubic schedule; every matrix keeps at least 0.5 %.
+    The threshold rises from 0 to ``config.final_threshold`` by the cubic schedule; every matrix keeps at least 0.5 %
+    of its weights (or blocks).
     The penalty is the mean of ``sigmoid(score)`` (L1), or of the probability that a hard-concrete gate of that score
     is open (``config.regularizer`` "l0", as in the released code).
 
@@ -33,7 +35,7 @@ class SoftMovement(Penalised):
     at the rank minus a half, around the paper's zero.
 
     Raises:
-        UserError: the density is below what the 0.5 % of every matrix leave.
+        UserError: the density, or that of an N:M pattern, is below what the 0.5 % of every matrix leave.
     """
 
     settings: ClassVar[frozenset[str]] = Penalised.settings | {"final_threshold", "regularizer"}
@@ -41,14 +43,21 @@ class SoftMovement(Penalised):
     def __init__(self, linears: Mapping[str, MaskedLinear], config: PruningConfig) -> None:
         super().__init__(linears, config)
         self.final_threshold = FINAL_THRESHOLD if config.final_threshold is None else config.final_threshold
-        sizes = [linear.weight.numel() for linear in linears.values()]
+        sizes = [self.deciding(name).numel() for name in linears]
         self.floors = [least_above(size) for size in sizes]
+        least = sum(self.floors) / sum(sizes)
         if config.density is not None and int(config.density * sum(sizes)) < sum(self.floors):
-            least = sum(self.floors) / sum(sizes)
             raise UserError(
                 f"--density {config.density:g}: soft movement keeps 0.5 % of every matrix; expected at least "
                 f"{math.ceil(least * 1e4) / 1e4:g}"
             )
+        if isinstance(config.shape, NOfM):
+            for size, floor in zip(sizes, self.floors, strict=True):
+                if floor > size * config.shape.density:
+                    raise UserError(
+                        f"--pattern {config.pattern}: soft movement keeps 0.5 % of every matrix; "
+                        "expected a pattern that leaves more"
+                    )
 
     def score_learning_rate(self, steps: int) -> float:
         default = 1e-2 if self.config.density is None else 1e-3
@@ -57,7 +66,7 @@ class SoftMovement(Penalised):
     @torch.no_grad()
     def start_from(self, saliency: Mapping[str, Float[Tensor, "out in"]]) -> None:
         for name, linear in self.linears.items():
-            rank = ranks(saliency[name])
+            rank = self.starting_ranks(saliency[name])
             if self.config.density is None:
                 scores_of(linear).copy_(rank - 0.5)
             else:
@@ -74,15 +83,15 @@ class SoftMovement(Penalised):
 
     def value(self) -> Float[Tensor, ""]:
         pass_open = torch.sigmoid if self.config.regularizer == "l1" else probability_open
-        return torch.stack([pass_open(scores_of(linear)).mean() for linear in self.linears.values()]).mean()
+        return torch.stack([pass_open(self.deciding(name)).mean() for name in self.linears]).mean()
 
     def masks(self, moment: Moment) -> dict[str, Tensor]:
         threshold = self.threshold(moment)
-        return {name: keep_above(scores_of(linear), threshold) for name, linear in self.linears.items()}
+        return {name: self.widen(keep_above(self.deciding(name), threshold)) for name in self.linears}
 
     def masks_of(self, density: float) -> dict[str, Tensor]:
-        scores = [scores_of(linear).detach() for linear in self.linears.values()]
-        return dict(zip(self.linears, keep_with_floors(scores, density, self.floors), strict=True))
+        masks = keep_with_floors([self.deciding(name) for name in self.linears], density, self.floors)
+        return {name: self.widen(mask) for name, mask in zip(self.linears, masks, strict=True)}
 
 
 def scores_for(rank: Float[Tensor, "out in"], final_threshold: float, density: float) -> Float[Tensor, "out in"]:
