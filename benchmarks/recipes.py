@@ -38,6 +38,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "magnitude-42": ("--method=magnitude",),
     "blocks-42": ("--block=4x1",),
     "pattern-42": ("--pattern=2:4",),
+    "half-42": ("--density=0.5",),
     "taylor-42": ("--method=taylor",),
     "taylor-no-contrast-42": ("--method=taylor", "--contrast=none"),
 }  # fmt: skip

@@ -5,7 +5,8 @@
 
 ``steps``: a whole step (batch of 32, masks, losses, optimiser) of movement pruning at density 0.1 with three sources,
 3 snapshots, distillation and 4,096 extra examples, against a step of fine-tuning on the same batches; also without
-masks, as in the stages of ``taylor``. For the model given and for BERT-base with random weights.
+masks, as in the stages of ``taylor``. For the model given and for BERT-base with random weights. With tokens and
+operations per second, and with --peak_tflops their share of what the card can do.
 ``rows``: the same step with banks of 10 thousand to 1 million examples, mapped from disk.
 ``memory``: what such a process holds, one for each size: memory of its own, and pages of files, which the system takes
 back when it needs them (Linux).
@@ -187,14 +188,39 @@ def interleaved(trainers: dict[str, TaskTrainer], rounds: int) -> dict[str, Step
     return times
 
 
-def measure_steps(subject: Subject, rounds: int) -> dict[str, Any]:
+def counted(collator: Any, tokens: list[int]) -> Any:
+    """The collator, noting how many tokens each batch has, padding included."""
+
+    def collate(rows: Any) -> Any:
+        batch = collator(rows)
+        tokens.append(batch["input_ids"].numel())
+        return batch
+
+    return collate
+
+
+def operations(model: Any) -> int:
+    """Multiplications and additions of a step for one token: each weight of the layers once forward, twice backward."""
+    return 6 * sum(module.weight.numel() for layer in find_layers(model) for module in layer.linears.values())
+
+
+def measure_steps(subject: Subject, rounds: int, peak_tflops: float | None) -> dict[str, Any]:
     trainers = {"plain": subject.plain(), "unmasked": subject.unmasked(), "masked": subject.masked()}
+    of_batches: list[int] = []
+    trainers["plain"].data_collator = counted(trainers["plain"].data_collator, of_batches)
     masked = trainers["masked"]
     assert isinstance(masked, MaskedTrainer)
     spent = timed_parts(masked)
     times = interleaved(trainers, rounds)
     medians = {name: median(time.seconds) for name, time in times.items()}
+    tokens = median(of_batches)
+    tflops = {name: tokens * operations(subject.model) / value / 1e12 for name, value in medians.items()}
+    on_card = peak_tflops and {name: round(value / peak_tflops, 4) for name, value in tflops.items()}
     return {
+        "tokens_of_a_step": tokens,
+        "tokens_per_second": {name: round(tokens / value) for name, value in medians.items()},
+        "tflops": {name: round(value, 3) for name, value in tflops.items()},
+        "share_of_peak": on_card,
         "parameters": sum(p.numel() for p in trainers["plain"].model.parameters()),
         "seconds": {name: round(value, 4) for name, value in medians.items()},
         "masked_over_plain": times["masked"].over(times["plain"]),
@@ -366,6 +392,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--tokens", type=int, nargs="*", default=[40], help="the steps also at these lengths")
+    parser.add_argument(
+        "--peak_tflops", type=float, help="what the card can do in this precision: gives the share of it"
+    )
     parser.add_argument("--stock_allocator", action="store_true")
     parser.add_argument("--small_only", action="store_true", help="leave BERT-base out")
     options, flags = parser.parse_known_args()
@@ -378,7 +407,11 @@ def main() -> None:
         first = next(iter(found.values()))
         if "steps" in options.parts:
             result["steps"] = [
-                {"model": name, "tokens": tokens or "batch's longest", **measure_steps(variant, options.rounds)}
+                {
+                    "model": name,
+                    "tokens": tokens or "batch's longest",
+                    **measure_steps(variant, options.rounds, options.peak_tflops),
+                }
                 for name, subject in found.items()
                 for tokens in (None, *options.tokens)
                 for variant in [subject if tokens is None else padded(subject, tokens)]

@@ -130,7 +130,7 @@ def test_scores_are_those_of_a_plain_loop(tiny, probe_data, capsys, pooling):
 @pytest.mark.parametrize("method", ["magnitude", "taylor"])
 def test_pruned_models_are_probed_and_compared(tiny_options, tiny, probe_data, capsys, method):
     contraprune.prune(**tiny_options | {"num_train_epochs": 1}, method=method, density=0.5, contrast="none")
-    model = f"{tiny_options['output_dir']}/model"
+    model = tiny_options["output_dir"]  # of the run, which holds the model
     others = [str(tiny / "pretrained"), str(tiny / "teacher")]
     capsys.readouterr()
     found = probed(capsys, model, probe_data, "--tasks", "rte,stsb", "--against", *others)

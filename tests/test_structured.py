@@ -70,6 +70,22 @@ def test_stages_must_end_at_the_density():
         plan(stages="10,60")
 
 
+def test_stages_alone_say_the_density(options):
+    results = contraprune.prune(
+        **{key: options[key] for key in options if key not in ("density", "num_stages")}, stages="25,50"
+    )
+    assert results["density"]["target"] == 0.5
+    assert [stage["removed_percent"] for stage in results["stages"]] == [25, 50]
+    assert [sum(stage["heads"]) for stage in results["stages"]] == [6, 4]
+
+
+def test_a_run_of_a_run_directory_starts_from_its_model(options, tmp_path):
+    contraprune.prune(**options)
+    again = options | {"teacher": options["output_dir"], "output_dir": str(tmp_path / "again")}
+    results = contraprune.prune(**again)
+    assert [sum(stage["heads"]) for stage in results["stages"]] == [3, 2]
+
+
 def test_a_run_removes_units_for_good_and_reports_every_stage(options):
     results = contraprune.prune(**options)
     model = contraprune.load(options["output_dir"])

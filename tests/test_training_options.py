@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 import contraprune
+from contraprune.config import PruneArguments
 from tiny_tasks import small_run
 
 
@@ -38,6 +40,14 @@ def assert_same(found, expected, tolerance):
     assert len(found) == len(expected) == 4
     for entry, reference in zip(found, expected, strict=True):
         assert entry == pytest.approx(reference, rel=tolerance, abs=tolerance)
+
+
+def test_one_process_uses_one_gpu_of_several(tmp_path, monkeypatch):
+    """Stock training would give each GPU a replica in a thread of its own: no hook or mask of ours is there."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    arguments = PruneArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert (TrainingArguments(output_dir=str(tmp_path), use_cpu=True).n_gpu, arguments.n_gpu) == (2, 1)
+    assert arguments.train_batch_size == arguments.per_device_train_batch_size
 
 
 def test_bf16_gives_about_the_same_losses(run, plain):

@@ -21,6 +21,8 @@ import yaml
 from transformers import TrainingArguments
 
 from contraprune.errors import UserError
+from contraprune.files import model_in
+from contraprune.pruning_config import DEFAULT_DENSITY, PruningConfig
 from contraprune.settings import refuse_unless_default, setting
 from contraprune.settings import require as _require
 from contraprune.tasks import Task
@@ -147,6 +149,13 @@ class StructuredConfig:
         percents = self.percents()
         return [percent / percents[-1] for percent in percents]
 
+    def complete(self, pruning: PruningConfig) -> PruningConfig:
+        """With the density that ``--stages`` says, or the default, where a method of stages was given none."""
+        if pruning.method != "taylor" or pruning.density is not None:
+            return pruning
+        density = DEFAULT_DENSITY if self.stages is None else round(1 - self.percents()[-1] / 100, 12)
+        return dataclasses.replace(pruning, density=density)
+
     def percents(self) -> list[float]:
         """The percentages of ``--stages``, checked."""
         try:
@@ -154,7 +163,7 @@ class StructuredConfig:
         except ValueError:
             percents = []
         rising = all(low < high for low, high in pairwise([0.0, *percents]))
-        ok = bool(percents) and rising and percents[-1] <= 100
+        ok = bool(percents) and rising and percents[-1] < 100
         _require(ok, "stages", "rising percentages such as 10,20,30", self.stages)
         return percents
 
@@ -239,6 +248,9 @@ class RunConfig:
     model: str = field(metadata={"help": "The pre-trained model: a directory or a hub name."})
     overwrite: bool = setting(False, "Delete what an earlier run left in --output_dir.")
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", model_in(self.model))
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruneRunConfig(RunConfig):
@@ -250,6 +262,10 @@ class PruneRunConfig(RunConfig):
         "Where the representations and logits of teacher and pre-trained model are kept for later runs. "
         "Default: $XDG_CACHE_HOME/contraprune.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "teacher", model_in(self.teacher))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,6 +359,12 @@ class FinetuneArguments(TrainingArguments):
         except Exception as error:  # of all classes: it opens files, parses JSON and looks for packages
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"training settings: {reason}") from error
+
+    @property
+    def n_gpu(self) -> int:
+        """At most one GPU for a process: the threads that stock training gives further ones share no hooks, and
+        masks no gradients. ``torchrun`` starts a process for each."""
+        return min(super().n_gpu, 1)
 
 
 @dataclass

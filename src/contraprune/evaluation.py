@@ -6,17 +6,19 @@ import torch
 
 from contraprune.config import DataConfig, EvaluationConfig
 from contraprune.exported import exported_format, load_exported
+from contraprune.files import model_in
 from contraprune.prediction import Evaluation, evaluate
 from contraprune.saving import load_config, load_pretrained, load_tokenizer
 from contraprune.tasks import load_task
 
 
 def evaluate_path(path: str, data: DataConfig, config: EvaluationConfig) -> Evaluation:
-    """Evaluates a model directory or hub name, on a GPU where there is one; graphs on the CPU in their runtimes.
+    """Evaluates a model directory, run directory or hub name, on a GPU where there is one; graphs in their runtimes.
 
     Raises:
         UserError: the model or the data cannot be used, or their labels differ.
     """
+    path = model_in(path)
     model_config = load_config(path)
     names = [label for _, label in sorted(model_config.id2label.items())]
     task = load_task(**data.source(), seed=0, need_train=False, known_labels=names).for_model(model_config, path)

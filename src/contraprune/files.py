@@ -18,6 +18,13 @@ SUMS = "SHA256SUMS"
 _CHUNK = 1 << 20
 
 
+def model_in(path: str | os.PathLike[str]) -> str:
+    """``path``, or its ``model/`` where it is the directory of a run."""
+    inner = Path(path) / "model"
+    found = not (Path(path) / "config.json").is_file() and (inner / "config.json").is_file()
+    return str(inner) if found else str(path)
+
+
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Writes a file by way of a temporary one: a reader or a crash sees the old or the new content, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)

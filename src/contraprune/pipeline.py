@@ -104,6 +104,7 @@ def run_prune(
         arguments.num_train_epochs = 1.0 if whole_units else 8.0
     if arguments.learning_rate is None:  # a stage removes little, and its training has to lose little
         arguments.learning_rate = 5e-5 if whole_units else 2e-4
+    pruning = structured.complete(pruning)
     if pruning.dropout is None and whole_units:  # representations are compared with those in banks, made without
         pruning = dataclasses.replace(pruning, dropout=0.0)
     if whole_units and arguments.resume_from_checkpoint is not None:

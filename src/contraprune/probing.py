@@ -22,6 +22,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from contraprune.config import EvaluationConfig
 from contraprune.encoding import Reader, features_of, readable
 from contraprune.errors import UserError
+from contraprune.files import model_in
 from contraprune.objectives import OneLabel, Value
 from contraprune.pooling import Pooling
 from contraprune.progress import progress as tracked
@@ -83,8 +84,8 @@ def probe(model: str, config: ProbeConfig, evaluation: EvaluationConfig) -> dict
     tasks = {name: _load(name, config) for name in config.names}
     scores: dict[str, dict[str, float]] = {name: {} for name in tasks}
     for path in models:
-        encoder = load_encoder(path)
-        tokenizer = load_tokenizer(path)
+        encoder = load_encoder(model_in(path))
+        tokenizer = load_tokenizer(model_in(path))
         for name, task in tasks.items():
             scores[name][path] = _score(encoder, tokenizer, task, config, evaluation, f"{path}, {name}")
     found = {}

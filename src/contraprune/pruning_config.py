@@ -13,7 +13,8 @@ DEFAULT_DENSITY = 0.1
 class PruningConfig:
     """What is removed, by which criterion, and when.
 
-    ``density`` is None only where ``final_penalty`` is given instead; else None becomes its default.
+    ``density`` stays None where ``final_penalty`` is given instead, and with taylor, whose stages may say it; else it
+    becomes its default.
     """
 
     _argument_group_name: ClassVar[str] = "pruning"
@@ -26,8 +27,8 @@ class PruningConfig:
     )
     density: float | None = setting(
         None,
-        "Fraction of the encoder's weights to keep, in (0, 1]. Default: 0.1, or N/M with --pattern N:M; none with "
-        "--final_penalty.",
+        "Fraction of the encoder's weights to keep, in (0, 1]. Default: 0.1, or N/M with --pattern N:M, or what the "
+        "last of --stages leaves; none with --final_penalty.",
     )
     scope: Literal["local", "global"] = setting(
         "local", "Rankings: keep that fraction of each matrix (local) or of all matrices together (global)."
@@ -86,7 +87,7 @@ class PruningConfig:
         if self.final_penalty is not None:
             require(self.density is None, "final_penalty", "only without --density", self.final_penalty)
             require(self.final_penalty > 0, "final_penalty", "a positive number", self.final_penalty)
-        elif self.density is None:
+        elif self.density is None and self.method != "taylor":
             density = self.shape.density if isinstance(self.shape, NOfM) else DEFAULT_DENSITY
             object.__setattr__(self, "density", density)
         require(self.density is None or 0 < self.density <= 1, "density", "a fraction in (0, 1]", self.density)

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from contraprune.engine import accelerate, is_sparse, load_sparse
 from contraprune.errors import UserError
 from contraprune.exported import exported_format, load_exported
-from contraprune.files import check, replace_folder, stays_inside, temporary_name, write_text
+from contraprune.files import check, model_in, replace_folder, stays_inside, temporary_name, write_text
 from contraprune.masking import fold, masked_linears
 from contraprune.remote_code import CONFIG_ERRORS, KEY, declare_record, declare_shapes, pruned_class
 
@@ -100,9 +100,7 @@ def model_directory(path: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: there is no model.
     """
-    directory = Path(path)
-    if not (directory / "config.json").is_file() and (directory / "model" / "config.json").is_file():
-        directory = directory / "model"
+    directory = Path(model_in(path))
     if not (directory / "config.json").is_file():
         raise UserError(f"{path}: expected a model directory, found no config.json")
     return directory

@@ -16,7 +16,7 @@ from contraprune.masking import MaskedLinear, mask_linears
 from contraprune.preparation import Prepared, prepare
 from contraprune.pruning_config import PruningConfig
 from contraprune.saliency import fisher_saliency
-from contraprune.saving import parameter_counts
+from contraprune.saving import of_pooler, parameter_counts
 from contraprune.structure import find_layers
 from contraprune.trainer import MaskedTrainer
 
@@ -67,9 +67,10 @@ def _density(matrices: Iterable[Tensor]) -> float:
 
 
 def _freeze_all_but_the_head(model: PreTrainedModel, linears: Mapping[str, MaskedLinear]) -> None:
-    """Leaves only the scores, the pooler and the task's head to train."""
+    """Leaves only the scores, the pooler and the task's head to train; a sentence encoder has no head."""
+    bare = model.base_model is model
     for name, parameter in model.named_parameters():
-        in_body = name.startswith(model.base_model_prefix + ".") and ".pooler." not in name
+        in_body = (bare or name.startswith(model.base_model_prefix + ".")) and not of_pooler(name)
         parameter.requires_grad_(not in_body)
     for linear in linears.values():
         if linear.mask_scores is not None:

@@ -179,6 +179,7 @@ def evaluate(model, folder, rows):
 METHODS = {
     "movement": {"density": 0.3},
     "magnitude": {"density": 0.3},
+    "smp": {"density": 0.3},
     "taylor": {"density": 0.5, "num_stages": 2, "importance_examples": 32},
 }
 
@@ -257,6 +258,10 @@ def test_a_pruned_encoder_is_as_it_was_for_sentence_transformers(encoder_options
     if method != "taylor":
         stock = AutoModel.from_pretrained(model).state_dict()
         assert all(torch.equal(stock[name], tensor) for name, tensor in weights(model.parent).items())
+    if method == "smp":  # only masks learn
+        untouched = AutoModel.from_pretrained(tiny / "pretrained").state_dict()
+        for name, tensor in weights(model.parent).items():
+            assert name.startswith("pooler.") or torch.equal(tensor, untouched[name] * (tensor != 0)), name
 
 
 def test_the_loss_is_the_teachers_vectors_and_each_source_once(encoder_options, caplog):

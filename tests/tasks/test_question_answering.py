@@ -1,5 +1,6 @@
 """The task: files and flags, what a model reads and answers, metrics of stored predictions."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -56,10 +57,16 @@ def test_other_columns_and_the_first_rows(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv"])
-def test_tables_of_texts_are_refused(tmp_path, ending):
-    file = write(tmp_path / f"rows{ending}", [{"question": "q", "context": "c", "answers": "{}"}])
-    expected = f"{file}: the lists in column 'answers' need .jsonl, .json or .parquet, found a table of texts"
-    assert failure(task_type="question_answering", train_file=file, validation_file=file) == expected
+def test_in_tables_of_texts_answers_are_json(tmp_path, ending):
+    answers = {"text": ["Rome", "in Rome"], "answer_start": [10, 7]}
+    row = {"question": "Where?", "context": "I live in Rome."}
+    file = write(tmp_path / f"rows{ending}", [row | {"answers": json.dumps(answers)}])
+    task = load(task_type="question_answering", train_file=file, validation_file=file)
+    assert task.train["answers"][0] == answers
+    for wrong in ("Rome", "{'text': ['Rome']}", "3"):
+        file = write(tmp_path / f"rows{ending}", [row | {"answers": wrong}])
+        message = failure(task_type="question_answering", train_file=file, validation_file=file)
+        assert message.startswith(f"{file}, line 2: column 'answers': expected {{")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def run_study(
     refuse_unless_default(run, ("overwrite",), "a study keeps what is finished; delete its directory to start again")
     refuse_unless_default(arguments, ("push_to_hub",), "a study is not for the hub; push the run you choose")
     refuse_unless_default(arguments, ("resume_from_checkpoint",), "each trial has checkpoints of its own")
+    pruning = structured.complete(pruning)
     asked = trials(
         kind, config, pruning, contrast, seed=arguments.seed, has_classes=_has_classes(run, data, contrast, arguments)
     )

@@ -1,5 +1,6 @@
 """Extractive question answering: the answer to a question is a part of its context."""
 
+import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -129,11 +130,10 @@ class QuestionLayout(Layout):
     splits: tuple[str, ...] = ("validation",)
 
     def dataset(self, rows: Rows) -> Dataset:
-        if not rows.typed:
-            problem = f"the lists in column '{self.answers_column}' need .jsonl, .json or .parquet"
-            raise UserError(f"{rows.source}: {problem}, found a table of texts")
         questions, contexts = rows.texts(self.question_column), rows.texts(self.context_column)
         answers = rows.column(self.answers_column)
+        if not rows.typed:
+            answers = [_from_text(text) for text in answers]
         for index, (context, found) in enumerate(zip(contexts, answers, strict=True)):
             if wrong := self._problem(context, found):
                 raise rows.error(index, f"column '{self.answers_column}': {wrong}")
@@ -158,6 +158,14 @@ class QuestionLayout(Layout):
             if not self.published and (there != text or not text.strip()):
                 return f"expected the answer {text!r:.80} at character {start} of the context, found {there!r:.80}"
         return None
+
+
+def _from_text(text: Any) -> Any:
+    """The JSON in a field of a table; what is none stays as it is, for the check to show."""
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError):
+        return text
 
 
 def _is_answers(value: Any) -> bool:
