@@ -1,4 +1,11 @@
-"""The official definitions of exact match and F1: by hand, and against plain loops."""
+"""Exact match and F1: against what the official scripts printed, by hand, and against plain loops.
+
+``squad_predictions.json`` holds answers of SQuAD (Rajpurkar et al., CC BY-SA 4.0), predictions made from them by words
+added, lost, turned round or replaced, and the output of evaluate-v1.1.py and evaluate-v2.0.py for these.
+"""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +33,28 @@ several = st.lists(texts, min_size=1, max_size=3)
 )
 def test_normalised_by_hand(answer, normal):
     assert normalise(answer) == normal
+
+
+STORED = json.loads(Path(__file__).with_name("squad_predictions.json").read_text(encoding="utf-8"))
+
+
+def test_version_1_gives_the_numbers_of_the_official_script():
+    stored = STORED["version_1.1"]
+    rows = stored["predictions"]
+    found = squad_v1([row["answer"] for row in rows], [row["truths"] for row in rows])
+    assert {name: 100 * value for name, value in found.items()} == pytest.approx(stored["official"])
+
+
+@pytest.mark.parametrize("threshold", STORED["version_2.0"]["official_at_threshold"])
+def test_version_2_gives_the_numbers_of_the_official_script(threshold):
+    rows = STORED["version_2.0"]["predictions"]
+    margins = np.array([row["null_margin"] for row in rows])
+    answers, truths = [row["answer"] for row in rows], [row["truths"] for row in rows]
+    found = squad_v2(answers, truths, margins, null_threshold=float(threshold))
+    official = STORED["version_2.0"]["official_at_threshold"][threshold]
+    assert {name.replace("exact_match", "exact"): 100 * value for name, value in found.items()} == pytest.approx(
+        official
+    )
 
 
 def test_version_1_by_hand():

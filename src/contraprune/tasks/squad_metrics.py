@@ -1,7 +1,8 @@
 """Exact match and F1 of answers as the official scripts of SQuAD define them, as fractions.
 
 Sources: evaluate-v1.1.py (Rajpurkar et al. 2016, arXiv 1606.05250) and evaluate-v2.0.py (Rajpurkar et al. 2018,
-arXiv 1806.03822). The two differ where nothing is left of an answer once it is normalised.
+arXiv 1806.03822). The two differ where nothing is left of an answer once it is normalised. No library that works
+without network has both: torchmetrics has version 1.1 and fails on questions without an answer.
 """
 
 import re
