@@ -21,6 +21,7 @@ from contraprune.encoding import Reader
 from contraprune.errors import UserError
 from contraprune.jobs import Job
 from contraprune.objectives import Value
+from contraprune.padding import require_padding
 from contraprune.prediction import Evaluation
 from contraprune.pruning_config import PruningConfig
 from contraprune.representations import map_of_representations
@@ -108,6 +109,7 @@ def prepare(
     pretrained, new_weights = load_for_finetuning(job.task.auto_class, run.model, **labels)
     pretrained.to(job.arguments.device)
     _check_sizes(teacher, pretrained, run)
+    require_padding(tokenizer, teacher.config, pretrained.config, name=run.teacher)
     contrast = _without_repetition(contrast, teacher, pretrained)
     model = copy.deepcopy(teacher if pruning.start_from == "teacher" else pretrained)
     make_student(model, pruning)
