@@ -18,13 +18,14 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import yaml
-from transformers import TrainingArguments
+from transformers import PretrainedConfig, TrainingArguments
 
 from contraprune.errors import UserError
 from contraprune.files import model_in
 from contraprune.pruning_config import DEFAULT_DENSITY, PruningConfig
 from contraprune.settings import refuse_unless_default, setting
 from contraprune.settings import require as _require
+from contraprune.structure import text_length
 from contraprune.tasks import Task
 from contraprune.tasks.question_answering import QuestionAnswering
 from contraprune.tasks.spans import AnswerOptions
@@ -76,7 +77,8 @@ class DataConfig:
     max_length: int | None = setting(
         None,
         f"Texts are cut to this many tokens; long contexts of questions are read in parts. Default: "
-        f"{Task.default_max_length}, for question answering {QuestionAnswering.default_max_length}.",
+        f"{Task.default_max_length}, for question answering {QuestionAnswering.default_max_length}, or as many as the "
+        "model has positions for.",
     )
     doc_stride: int | None = setting(
         AnswerOptions.doc_stride,
@@ -108,9 +110,14 @@ class DataConfig:
         answering = AnswerOptions(**{f.name: values.pop(f.name) for f in dataclasses.fields(AnswerOptions)})
         return values | {"answering": answering}
 
-    def for_task(self, task: Task) -> "DataConfig":
-        """With the task's own length of texts where none was asked for."""
-        return dataclasses.replace(self, max_length=self.max_length or task.default_max_length)
+    def for_task(self, task: Task, models: Mapping[str, PretrainedConfig]) -> "DataConfig":
+        """With a length of texts that all models can read: the task's own where none was asked for.
+
+        Raises:
+            UserError: a model, of which each is given by its name in messages, has too few positions for that.
+        """
+        length = text_length(self.max_length, default=task.default_max_length, models=models)
+        return dataclasses.replace(self, max_length=length)
 
 
 @dataclass(frozen=True, kw_only=True)

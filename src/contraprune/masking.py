@@ -91,9 +91,7 @@ def mask_linears(
     Raises:
         UserError: a module is of another class than ``nn.Linear`` (it could not be folded back exactly).
     """
-    for name, module in linears.items():
-        if type(module) is not nn.Linear:
-            raise UserError(f"{name}: only torch.nn.Linear can be masked, found {type(module).__name__}")
+    check_maskable(linears)
     masked: dict[str, MaskedLinear] = {}
     for name, module in linears.items():
         module.__class__ = MaskedLinear
@@ -105,6 +103,17 @@ def mask_linears(
         module.sampler = None
         masked[name] = module
     return masked
+
+
+def check_maskable(linears: Mapping[str, nn.Module]) -> None:
+    """Refuses layers that :func:`mask_linears` cannot mask.
+
+    Raises:
+        UserError: a module is of another class than ``nn.Linear`` (it could not be folded back exactly).
+    """
+    for name, module in linears.items():
+        if type(module) is not nn.Linear:
+            raise UserError(f"{name}: only torch.nn.Linear can be masked, found {type(module).__name__}")
 
 
 def masked_linears(model: nn.Module) -> dict[str, MaskedLinear]:

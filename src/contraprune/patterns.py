@@ -64,6 +64,12 @@ def parse_blocks(text: str) -> Blocks | None:
     return Blocks(rows=int(found[1]), columns=int(found[2]))
 
 
+def units(shape: Sequence[int], pattern: Pattern | None) -> int:
+    """How many things of a matrix of this shape stay or go on their own: weights, or blocks."""
+    size = shape[0] * shape[1]
+    return size // (pattern.rows * pattern.columns) if isinstance(pattern, Blocks) else size
+
+
 def keep_in_pattern(
     scores: Sequence[Float[Tensor, "_out _in"]], density: float, pattern: Pattern | None
 ) -> list[Bool[Tensor, "_out _in"]]:

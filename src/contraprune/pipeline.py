@@ -21,10 +21,11 @@ from contraprune.disk import checkpoint_bytes
 from contraprune.errors import UserError
 from contraprune.failures import READING, explained
 from contraprune.jobs import Job
+from contraprune.padding import require_padding
 from contraprune.pruning_config import PruningConfig
 from contraprune.publishing import prepare_repository, publish
 from contraprune.report import write_card, write_report
-from contraprune.saving import load_for_finetuning, load_tokenizer, parameter_counts
+from contraprune.saving import load_config, load_for_finetuning, load_tokenizer, parameter_counts
 from contraprune.settings import refuse_unless_default
 from contraprune.structured import prune_units
 from contraprune.tasks import load_task
@@ -64,7 +65,8 @@ def run_finetune(run: RunConfig, data: DataConfig, arguments: FinetuneArguments)
     """:func:`finetune` with settings that were checked."""
     with explained(str(arguments.output_dir), READING):
         task = load_task(**data.source(), seed=arguments.seed)
-        with Job.start("finetune", task, run, (data.for_task(task),), arguments) as job:
+        data = data.for_task(task, {run.model: load_config(run.model)})
+        with Job.start("finetune", task, run, (data,), arguments) as job:
             if job.finished:
                 return _again(job)
             if job.main:
@@ -76,6 +78,7 @@ def _finetune(job: Job, run: RunConfig, arguments: FinetuneArguments) -> dict[st
     tokenizer = load_tokenizer(run.model)
     set_seed(arguments.seed)
     model, _ = load_for_finetuning(job.task.auto_class, run.model, **job.task.model_options())
+    require_padding(tokenizer, model.config, name=run.model)
     job.encode_for(model, tokenizer, run.model)
     job.announce_disk(model, checkpoint=checkpoint_bytes(model))
     trainer = TaskTrainer(**job.trainer_options(model, tokenizer))
@@ -113,7 +116,8 @@ def run_prune(
     with explained(str(arguments.output_dir), READING):
         task = load_task(**data.source(), seed=arguments.seed)
         contrast = contrast.for_task(task)
-        with Job.start("prune", task, run, (data.for_task(task), pruning, structured, contrast), arguments) as job:
+        data = data.for_task(task, {name: load_config(name) for name in (run.teacher, run.model)})
+        with Job.start("prune", task, run, (data, pruning, structured, contrast), arguments) as job:
             if job.finished:
                 return _again(job)
             if job.main:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from contraprune.encoding import Reader
 from contraprune.errors import UserError
 from contraprune.jobs import Job
 from contraprune.objectives import Value
+from contraprune.padding import require_padding
 from contraprune.prediction import Evaluation
 from contraprune.pruning_config import PruningConfig
 from contraprune.representations import map_of_representations
@@ -89,12 +91,19 @@ class Prepared:
 
 
 def prepare(
-    job: Job, run: PruneRunConfig, pruning: PruningConfig, contrast: ContrastConfig, *, snapshots: int
+    job: Job,
+    run: PruneRunConfig,
+    pruning: PruningConfig,
+    contrast: ContrastConfig,
+    *,
+    snapshots: int,
+    check: Callable[[PreTrainedModel], object],
 ) -> Prepared:
     """Loads teacher and pre-trained model, evaluates the teacher, and fills the banks of both.
 
     Args:
         snapshots: how many snapshots there will be at most, for planning memory.
+        check: raises UserError for a model that cannot be pruned as asked; called before anything is encoded.
 
     Raises:
         UserError: a model cannot be used, or the two do not fit each other or the data.
@@ -103,13 +112,16 @@ def prepare(
     _check_tokenizers(tokenizer, load_tokenizer(run.model), run)
     set_seed(job.arguments.seed)
     teacher = load_pretrained(job.task.auto_class, run.teacher).to(job.arguments.device)
-    job.encode_for(teacher, tokenizer, run.teacher)
     labels = {name: getattr(teacher.config, name) for name in ("id2label", "label2id", "problem_type")}
     pretrained, new_weights = load_for_finetuning(job.task.auto_class, run.model, **labels)
     pretrained.to(job.arguments.device)
     _check_sizes(teacher, pretrained, run)
+    require_padding(tokenizer, teacher.config, pretrained.config, name=run.teacher)
+    start = teacher if pruning.start_from == "teacher" else pretrained
+    check(start)
+    job.encode_for(teacher, tokenizer, run.teacher)
     contrast = _without_repetition(contrast, teacher, pretrained)
-    model = copy.deepcopy(teacher if pruning.start_from == "teacher" else pretrained)
+    model = copy.deepcopy(start)
     make_student(model, pruning)
     own = job.task.pooling
     pooling = own or contrast.pooling

@@ -24,10 +24,12 @@ from contraprune.encoding import Reader, features_of, readable
 from contraprune.errors import UserError
 from contraprune.files import model_in
 from contraprune.objectives import OneLabel, Value
+from contraprune.padding import require_padding
 from contraprune.pooling import Pooling
 from contraprune.progress import progress as tracked
-from contraprune.saving import load_for_finetuning, load_tokenizer
+from contraprune.saving import load_config, load_for_finetuning, load_tokenizer
 from contraprune.settings import setting
+from contraprune.structure import text_length
 from contraprune.tasks import Task, load_task
 
 FOLDS = 5
@@ -51,12 +53,16 @@ class ProbeConfig:
     )
     max_train_samples: int | None = setting(None, "Use only the first N training rows of each task.")
     max_eval_samples: int | None = setting(None, "Use only the first N validation rows of each task.")
-    max_length: int = setting(128, "Texts are cut to this many tokens.")
+    max_length: int | None = setting(
+        None,
+        f"Texts are cut to this many tokens. Default: {Task.default_max_length}, or as many as all models have "
+        "positions for.",
+    )
 
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) < len(self.names):
             raise UserError(f"--tasks: expected names of different tasks, joined by commas, found {self.tasks!r}")
-        if self.max_length < 4:
+        if self.max_length is not None and self.max_length < 4:
             raise UserError(f"--max_length: expected at least 4, found {self.max_length}")
 
     @property
@@ -81,13 +87,18 @@ def probe(model: str, config: ProbeConfig, evaluation: EvaluationConfig) -> dict
     models = [model, *(config.against or [])]
     if len(set(models)) < len(models):
         raise UserError("--against: expected different models")
+    configs = {path: load_config(model_in(path)) for path in models}
+    max_length = text_length(config.max_length, default=Task.default_max_length, models=configs)
     tasks = {name: _load(name, config) for name in config.names}
     scores: dict[str, dict[str, float]] = {name: {} for name in tasks}
     for path in models:
         encoder = load_encoder(model_in(path))
         tokenizer = load_tokenizer(model_in(path))
+        require_padding(tokenizer, encoder.model.config, name=path)
         for name, task in tasks.items():
-            scores[name][path] = _score(encoder, tokenizer, task, config, evaluation, f"{path}, {name}")
+            scores[name][path] = _score(
+                encoder, tokenizer, task, config, evaluation, max_length=max_length, description=f"{path}, {name}"
+            )
     found = {}
     for name, task in tasks.items():
         train, validation = _splits(task)
@@ -194,6 +205,8 @@ def _score(
     task: Task,
     config: ProbeConfig,
     evaluation: EvaluationConfig,
+    *,
+    max_length: int,
     description: str,
 ) -> float:
     train, validation = _splits(task)
@@ -202,7 +215,7 @@ def _score(
             task,
             rows,
             tokenizer,
-            max_length=config.max_length,
+            max_length=max_length,
             pooling=config.pooling,
             batch_size=evaluation.batch_size,
             description=description,

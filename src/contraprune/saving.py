@@ -18,6 +18,7 @@ from contraprune.errors import UserError
 from contraprune.exported import exported_format, load_exported
 from contraprune.files import check, model_in, replace_folder, stays_inside, temporary_name, write_text
 from contraprune.masking import fold, masked_linears
+from contraprune.padding import lacks_padding, share_padding
 from contraprune.remote_code import CONFIG_ERRORS, KEY, declare_record, declare_shapes, pruned_class
 
 _EDITED = "if you changed it yourself, delete SHA256SUMS"
@@ -91,6 +92,8 @@ def load(
         check(directory, _EDITED)
         return load_sparse(model_class, config, directory, engine=engine, threads=threads)
     model = load_pretrained(model_class, str(directory)).eval()
+    if lacks_padding(model.config) and has_tokenizer(directory):
+        share_padding(load_tokenizer(str(directory)), model.config)
     return accelerate(model, threads=threads) if engine == "sparse" else model
 
 

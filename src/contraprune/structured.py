@@ -91,11 +91,15 @@ def prune_units(
 ) -> dict[str, Any]:
     """Runs one structured pruning job to its end; the content of ``results.json``."""
     snapshots = len(structured.fractions()) - 1
-    prepared = prepare(job, run, pruning, contrast, snapshots=snapshots)
+
+    def planned(model: PreTrainedModel) -> list[Stage]:
+        return plan_stages(find_layers(model), pruning, structured)
+
+    prepared = prepare(job, run, pruning, contrast, snapshots=snapshots, check=planned)
     model = prepared.model
     before = parameter_counts(model)["all"]
     stages = StageRunner(prepared, structured)
-    for stage in plan_stages(find_layers(model), pruning, structured):
+    for stage in planned(model):
         stages.run(stage)
     model = prepared.model
     prepared.map_representations(ContrastTrainer(**prepared.trainer_options("map")))

@@ -12,7 +12,7 @@ from contraprune.callbacks import GradualPruning, Snapshots
 from contraprune.config import ContrastConfig, PruneRunConfig
 from contraprune.criteria import CRITERIA, Criterion
 from contraprune.jobs import Job
-from contraprune.masking import MaskedLinear, mask_linears
+from contraprune.masking import MaskedLinear, check_maskable, mask_linears
 from contraprune.preparation import Prepared, prepare
 from contraprune.pruning_config import PruningConfig
 from contraprune.saliency import fisher_saliency
@@ -27,12 +27,18 @@ SALIENCY_BATCH = 8
 def prune_weights(job: Job, run: PruneRunConfig, pruning: PruningConfig, contrast: ContrastConfig) -> dict[str, Any]:
     """Runs one unstructured pruning job to its end; the content of ``results.json``."""
     snapshots = math.ceil(job.arguments.num_train_epochs) - 1
-    prepared = prepare(job, run, pruning, contrast, snapshots=snapshots)
+    criterion_class = CRITERIA[pruning.method]
+
+    def check(model: PreTrainedModel) -> None:
+        linears = _linears(model)
+        check_maskable(linears)
+        criterion_class.check({name: linear.weight.shape for name, linear in linears.items()}, pruning)
+
+    prepared = prepare(job, run, pruning, contrast, snapshots=snapshots, check=check)
     model = prepared.model
     before = parameter_counts(model)["all"]
-    criterion_class = CRITERIA[pruning.method]
     linears = mask_linears(
-        {name: module for layer in find_layers(model) for name, module in layer.linears.items()},
+        _linears(model),
         learn_scores=criterion_class.learns_scores,
         dense_gradients=criterion_class.dense_gradients,
     )
@@ -56,6 +62,11 @@ def prune_weights(job: Job, run: PruneRunConfig, pruning: PruningConfig, contras
         density={"target": pruning.density, "encoder": _density(linear.weight for linear in linears.values())},
         parameters={"before": before, "after": parameter_counts(model)["nonzero"]},
     )
+
+
+def _linears(model: PreTrainedModel) -> dict[str, Any]:
+    """The modules whose weights are pruned, by full name."""
+    return {name: module for layer in find_layers(model) for name, module in layer.linears.items()}
 
 
 def _density(matrices: Iterable[Tensor]) -> float:

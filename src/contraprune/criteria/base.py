@@ -1,7 +1,7 @@
 """What every criterion of unstructured pruning answers: which weights stay at this moment of the run."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -19,12 +19,12 @@ class Criterion(abc.ABC):
     """Decides which weights of a set of masked layers stay, step after step.
 
     Raises:
-        UserError: a matrix does not divide into the groups or blocks of ``config.shape``.
+        UserError: see :meth:`check`.
 
     A run calls, in this order:
 
-    - the constructor, with layers in which nothing is masked yet, and whose matrices divide into the groups or blocks
-      of ``config.shape``;
+    - :meth:`check`, as soon as it knows the model;
+    - the constructor, with layers in which nothing is masked yet, and which pass :meth:`check`;
     - :meth:`start_from`, if the class is ``started`` (not when the run continues from a checkpoint);
     - :meth:`update_masks` before the first step and after every step until the masks freeze; the call whose moment
       is ``last`` makes the masks of the result;
@@ -48,12 +48,20 @@ class Criterion(abc.ABC):
     """:meth:`start_from` wants the importance of the weights before anything is pruned."""
 
     def __init__(self, linears: Mapping[str, MaskedLinear], config: PruningConfig) -> None:
+        self.check({name: linear.weight.shape for name, linear in linears.items()}, config)
         self.linears = dict(linears)
         self.config = config
-        for name, linear in linears.items():
-            if config.shape is not None and not config.shape.fits(linear.weight.shape):
+
+    @classmethod
+    def check(cls, shapes: Mapping[str, Sequence[int]], config: PruningConfig) -> None:
+        """Refuses settings that matrices of these shapes (out, in), by name, cannot meet.
+
+        Raises:
+            UserError: a matrix does not divide into the groups or blocks of ``config.shape``.
+        """
+        for name, (rows, columns) in shapes.items():
+            if config.shape is not None and not config.shape.fits((rows, columns)):
                 flag = "pattern" if config.pattern is not None else "block"
-                rows, columns = linear.weight.shape
                 raise UserError(f"--{flag} {config.shape}: {name} of {rows} x {columns} weights does not divide by it")
 
     @abc.abstractmethod

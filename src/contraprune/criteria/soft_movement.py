@@ -1,7 +1,7 @@
 """Soft movement pruning (Sanh et al. 2020, section 4): a score threshold that rises, and an L1 penalty."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from contraprune.criteria.learned import scores_of
 from contraprune.criteria.penalised import Penalised, keep_with_floors
 from contraprune.errors import UserError
 from contraprune.masking import MaskedLinear
-from contraprune.patterns import NOfM
+from contraprune.patterns import NOfM, units
 from contraprune.pruning_config import PruningConfig
 from contraprune.schedules import Moment, penalty
 from contraprune.selection import keep_above, least_above
@@ -34,8 +34,6 @@ class SoftMovement(Penalised):
     importance of the weights; what learning changes, the steered penalty corrects. Without one they start
     at the rank minus a half, around the paper's zero.
 
-    Raises:
-        UserError: the density, or that of an N:M pattern, is below what the 0.5 % of every matrix leave.
     """
 
     settings: ClassVar[frozenset[str]] = Penalised.settings | {"final_threshold", "regularizer"}
@@ -43,16 +41,22 @@ class SoftMovement(Penalised):
     def __init__(self, linears: Mapping[str, MaskedLinear], config: PruningConfig) -> None:
         super().__init__(linears, config)
         self.final_threshold = FINAL_THRESHOLD if config.final_threshold is None else config.final_threshold
-        sizes = [self.deciding(name).numel() for name in linears]
-        self.floors = [least_above(size) for size in sizes]
-        least = sum(self.floors) / sum(sizes)
-        if config.density is not None and int(config.density * sum(sizes)) < sum(self.floors):
+        self.floors = [least_above(self.deciding(name).numel()) for name in linears]
+
+    @classmethod
+    def check(cls, shapes: Mapping[str, Sequence[int]], config: PruningConfig) -> None:
+        """Also raises UserError for a density, or one of an N:M pattern, below what 0.5 % of every matrix leave."""
+        super().check(shapes, config)
+        sizes = [units(shape, config.shape) for shape in shapes.values()]
+        floors = [least_above(size) for size in sizes]
+        least = sum(floors) / sum(sizes)
+        if config.density is not None and int(config.density * sum(sizes)) < sum(floors):
             raise UserError(
                 f"--density {config.density:g}: soft movement keeps 0.5 % of every matrix; expected at least "
                 f"{math.ceil(least * 1e4) / 1e4:g}"
             )
         if isinstance(config.shape, NOfM):
-            for size, floor in zip(sizes, self.floors, strict=True):
+            for size, floor in zip(sizes, floors, strict=True):
                 if floor > size * config.shape.density:
                     raise UserError(
                         f"--pattern {config.pattern}: soft movement keeps 0.5 % of every matrix; "

@@ -1,7 +1,7 @@
 """What the engine has to know of a model: its sizes, and which of its tensors is what.
 
-Sizes and matrices come from ``contraprune.structure``; what differs between families beyond that is one entry of
-``FAMILIES``.
+Sizes, matrices and positions come from ``contraprune.structure``; what differs between families beyond that is one
+entry of ``FAMILIES``.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from contraprune.errors import UserError
-from contraprune.structure import Layer, find_layers
+from contraprune.structure import Layer, find_layers, skipped_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +23,11 @@ class Family:
     attention_norm: str = "attention.output.LayerNorm"  # from the layer
     ffn_norm: str = "output.LayerNorm"  # from the layer
     activation: str = "hidden_act"  # field of the configuration
-    positions_skip_padding: bool = False  # positions count from padding_idx + 1 and leave padding out
-    padding_idx: int | None = None  # where it is not the configuration's pad_token_id
     relative_bias: str | None = None  # embedding of relative distances: one bias per head, for all layers
 
 
-_ROBERTA = Family(positions_skip_padding=True)
 FAMILIES: dict[str, Family] = {
-    "bert": Family(),
-    "electra": Family(),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
+    **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta", "camembert"), Family()),
     "distilbert": Family(
         type_embeddings=False,
         attention_norm="sa_layer_norm",
@@ -44,8 +37,6 @@ FAMILIES: dict[str, Family] = {
     "mpnet": Family(
         type_embeddings=False,
         attention_norm="attention.LayerNorm",
-        positions_skip_padding=True,
-        padding_idx=1,
         relative_bias="encoder.relative_attention_bias",
     ),
 }
@@ -144,7 +135,7 @@ def describe(model: PreTrainedModel) -> EncoderSpec:
     position: Any = base.get_submodule("embeddings.position_embeddings")
     kinds: Any = base.get_submodule("embeddings.token_type_embeddings") if family.type_embeddings else None
     norm: Any = base.get_submodule("embeddings.LayerNorm")
-    padding_idx = config.pad_token_id if family.padding_idx is None else family.padding_idx
+    padding_idx = skipped_token(config)
     layers = find_layers(model)
     return EncoderSpec(
         hidden=int(config.hidden_size),
@@ -155,8 +146,8 @@ def describe(model: PreTrainedModel) -> EncoderSpec:
         types=kinds.num_embeddings if kinds is not None else 0,
         norm_eps=float(norm.eps),
         activation=ACTIVATIONS[activation],
-        first_position=padding_idx + 1 if family.positions_skip_padding else 0,
-        padding_idx=padding_idx if family.positions_skip_padding else None,
+        first_position=0 if padding_idx is None else padding_idx + 1,
+        padding_idx=padding_idx,
         word_embeddings=f"{prefix}embeddings.word_embeddings",
         position_embeddings=f"{prefix}embeddings.position_embeddings",
         type_embeddings=f"{prefix}embeddings.token_type_embeddings" if family.type_embeddings else None,

@@ -20,6 +20,7 @@ from contraprune.export.sparse import write_sparse_model
 from contraprune.exported import RECORD
 from contraprune.files import replace_folder, temporary_name, write_json, write_text
 from contraprune.inspection import weight_bytes
+from contraprune.padding import require_padding
 from contraprune.saving import has_tokenizer, load, load_config, load_tokenizer, model_directory
 from contraprune.settings import setting
 from contraprune.tasks import load_task
@@ -100,6 +101,8 @@ def run_export(path: str, data: DataConfig, config: ExportConfig) -> dict[str, A
     directory = _claim(config, source)
     model = load(source, engine="torch")
     tokenizer = load_tokenizer(str(source)) if has_tokenizer(source) else None
+    if tokenizer is not None:
+        require_padding(tokenizer, model.config, name=str(source))
     measured = data.task is not None or data.validation_file is not None
     calibration = _calibration(source, tokenizer, data, config)
     before = evaluate_path(str(source), data, EvaluationConfig()).metrics if measured else None
@@ -156,9 +159,10 @@ def _calibration(
         raise UserError(f"--format openvino --values int8: expected training texts to calibrate on, {missing}")
     few = min(CALIBRATION_TEXTS, data.max_train_samples or CALIBRATION_TEXTS)
     options = data.source() | {"max_train_samples": few, "need_evaluation": False}
-    names = [label for _, label in sorted(load_config(str(source)).id2label.items())]
+    model_config = load_config(str(source))
+    names = [label for _, label in sorted(model_config.id2label.items())]
     task = load_task(**options, seed=0, known_labels=names)
-    max_length = data.for_task(task).max_length
+    max_length = data.for_task(task, {str(source): model_config}).max_length
     assert task.train is not None
     assert max_length is not None
     rows = task.encode(task.train, tokenizer, max_length=max_length)

@@ -1,4 +1,4 @@
-"""Where the attention heads and FFN neurons of a transformers model are.
+"""Where the attention heads and FFN neurons of a transformers model are, and how long its texts may be.
 
 ``find_layers`` answers with plain records. Everything else in the package asks these records and never the
 model's class; what is particular to an architecture is one entry of ``ARCHITECTURES``.
@@ -15,6 +15,7 @@ from contraprune.structure.layers import (
     find_layers,
     in_features,
 )
+from contraprune.structure.positions import most_tokens, skipped_token, text_length
 
 __all__ = [
     "ARCHITECTURES",
@@ -27,4 +28,7 @@ __all__ = [
     "feature_dims",
     "find_layers",
     "in_features",
+    "most_tokens",
+    "skipped_token",
+    "text_length",
 ]

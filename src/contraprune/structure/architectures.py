@@ -23,6 +23,9 @@ class Architecture:
     shared_position_bias: bool = False  # see HeadGroup
     heads_may_be_empty: bool = True
     neurons_may_be_empty: bool = True
+    learned_positions: bool = False  # config.max_position_embeddings of them: no text can be longer
+    positions_skip_padding: bool = False  # they count from padding_idx + 1 and leave padding out
+    padding_idx: int | None = None  # where it is not the configuration's pad_token_id
 
 
 _BERT = Architecture(
@@ -35,6 +38,7 @@ _BERT = Architecture(
     head_widths=("all_head_size",),
     ffn_input=("intermediate.dense",),
     ffn_output="output.dense",
+    learned_positions=True,
 )
 _LLAMA = Architecture(
     layer="layers.*",
@@ -48,7 +52,8 @@ _LLAMA = Architecture(
     neuron_counts=("intermediate_size",),
 )
 ARCHITECTURES: dict[str, Architecture] = {
-    **dict.fromkeys(["bert", "camembert", "electra", "roberta", "xlm-roberta"], _BERT),
+    **dict.fromkeys(["bert", "electra"], _BERT),
+    **dict.fromkeys(["camembert", "roberta", "xlm-roberta"], replace(_BERT, positions_skip_padding=True)),
     **dict.fromkeys(["llama", "mistral", "nomic_bert", "eurobert", "qwen2", "qwen3"], _LLAMA),
     **dict.fromkeys(["gemma", "gemma2", "gemma3_text"], _LLAMA),
     "albert": replace(
@@ -73,6 +78,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         head_counts=("n_heads",),
         ffn_input=("ffn.lin1",),
         ffn_output="ffn.lin2",
+        learned_positions=True,
     ),
     "gpt2": Architecture(
         layer="h.*",
@@ -87,6 +93,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ffn_output="mlp.c_proj",
         heads_may_be_empty=False,
         neurons_may_be_empty=False,
+        learned_positions=True,
     ),
     "modernbert": Architecture(
         layer="layers.*",
@@ -105,6 +112,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         queries_keys_values=("q", "k", "v"),
         attention_output="attention.attn.o",
         shared_position_bias=True,
+        positions_skip_padding=True,
+        padding_idx=1,
     ),
     "t5": Architecture(  # the encoder; a decoder, where there is one, is left alone
         layer="encoder.block.*",

@@ -93,11 +93,13 @@ def run_study(
 
 def _has_classes(run: PruneRunConfig, data: DataConfig, contrast: ContrastConfig, arguments: PruneArguments) -> bool:
     """Whether there are classes to contrast by; on the way, whether data and models can be used at all."""
-    load_config(run.model)
+    configs = {name: load_config(name) for name in (run.teacher, run.model)}
     tokenizer = load_tokenizer(run.teacher)
     task = load_task(**data.source(), seed=arguments.seed)
     assert task.train is not None
-    first = task.encode(task.train.select([0]), tokenizer, max_length=data.max_length or task.default_max_length)
+    max_length = data.for_task(task, configs).max_length
+    assert max_length is not None
+    first = task.encode(task.train.select([0]), tokenizer, max_length=max_length)
     return task.classes(first) is not None or contrast.supervised_bins is not None
 
 

@@ -1,0 +1,73 @@
+"""What cannot be pruned as asked is refused as soon as the models are there."""
+
+import pytest
+from transformers import AutoTokenizer
+
+import contraprune
+from contraprune import UserError, sources
+from contraprune.jobs import Job
+from tiny_tasks import SENTIMENTS, family_models
+
+
+@pytest.fixture
+def nothing_read(monkeypatch):
+    """Fails what reads the data: with the tokenizer, the teacher, or either model for its bank."""
+
+    def refused(*args, **options):
+        raise AssertionError("the check came too late")
+
+    for owner, name in ((Job, "encode_for"), (Job, "evaluate"), (sources, "encode")):
+        monkeypatch.setattr(owner, name, refused)
+
+
+_TWO_LAYERS = "every one of the 2 layers keeps at least one of its heads"
+
+
+@pytest.mark.usefixtures("nothing_read")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"block": "3x1"}, "--block 3x1: bert.encoder.layer.0.attention.self.query of 32 x 32 weights does not divide"),
+        ({"pattern": "1:3", "method": "magnitude"}, "--pattern 1:3: .* of 32 x 32 weights does not divide by it"),
+        ({"method": "soft_movement", "density": 0.001}, "--density 0.001: soft movement keeps 0.5 % of every matrix"),
+        ({"method": "soft_movement", "block": "16x32", "density": 0.3}, "--density 0.3: soft movement keeps 0.5 %"),
+        ({"method": "taylor", "density": 0.1}, f"--density 0.1: {_TWO_LAYERS}.* raise --density or --head_density"),
+        ({"method": "taylor", "density": 0.5, "head_density": 0.1}, f"{_TWO_LAYERS}.* raise --density or --head_dens"),
+        ({"method": "taylor", "density": 0.5, "stages": "10,20"}, "--stages 10,20: ends at 20 % removed, but"),
+    ],
+)
+def test_before_anything_is_read(tiny_options, settings, message):
+    with pytest.raises(UserError, match=message):
+        contraprune.prune(**tiny_options, **settings)
+
+
+@pytest.mark.usefixtures("nothing_read")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "movement"}, r"transformer.h.0.attn.c_attn: only torch.nn.Linear can be masked, found Conv1D"),
+        (
+            {"method": "taylor", "neuron_density": 0.01},
+            "every one of the 3 layers keeps at least one of its neurons.* raise --density or --neuron_density",
+        ),
+    ],
+)
+def test_what_gpt2_does_not_allow_too(tiny_options, tiny, tmp_path, settings, message):
+    options = tiny_options | family_models(
+        tmp_path, AutoTokenizer.from_pretrained(tiny / "teacher"), "gpt2", **SENTIMENTS
+    )
+    with pytest.raises(UserError, match=message):
+        contraprune.prune(**options, **settings)
+
+
+@pytest.mark.usefixtures("nothing_read")
+def test_the_model_that_is_pruned_is_the_one_that_is_checked(tiny_options, tiny, tmp_path):
+    """A teacher whose matrices divide by the block, pruned from a pre-trained model whose do not."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "teacher")
+    options = tiny_options | family_models(tmp_path, tokenizer, "bert", **SENTIMENTS, intermediate_size=20)
+    wide = family_models(tmp_path / "wide", tokenizer, "bert", **SENTIMENTS, intermediate_size=21)
+    options |= {"block": "4x1", "model": wide["model"]}
+    with pytest.raises(UserError, match=r"--block 4x1: .*intermediate.dense of 21 x 24 weights does not divide"):
+        contraprune.prune(**options, start_from="pretrained")
+    with pytest.raises(AssertionError, match="too late"):  # it passes, and the run goes on
+        contraprune.prune(**options, overwrite=True)
