@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 DEMO ?= runs/demo
 
-.PHONY: setup demo test sanitize lint docs wheel audit clean
+.PHONY: setup demo test sanitize arm lint docs wheel audit clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,13 @@ sanitize: $(STAMP)
 	$(BIN)/python src/contraprune/engine/compile.py --sanitize --output $(SANITIZED)
 	LD_PRELOAD=$$(cc -print-file-name=libasan.so):$$(cc -print-file-name=libubsan.so) ASAN_OPTIONS=detect_leaks=0 \
 	  OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/engine/sanitized.py $(SANITIZED)
+
+# The engine cross-compiled for aarch64, in build/; that it is for that machine is looked up in its ELF header.
+ARM := build/aarch64.so
+arm:
+	mkdir -p build
+	CXX=aarch64-linux-gnu-g++ $(PYTHON) src/contraprune/engine/compile.py --machine aarch64 --output $(ARM)
+	aarch64-linux-gnu-readelf --file-header $(ARM) | grep "Machine: *AArch64"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -107,6 +107,7 @@ def test_the_reference_has_every_command_and_every_listed_flag(parsers):
 ELSEWHERE = {
     ("add-a-criterion.md", ""): "tests/criteria/test_adding_one.py runs it",
     ("tasks.md", ""): "tests/tasks/test_embedding.py loads a pruned sentence encoder",
+    ("README.md", "import onnxruntime"): "tests/export/test_graphs.py runs it",
     ("deployment.md", "import onnxruntime"): "tests/export/test_graphs.py runs it",
     ("deployment.md", "import openvino"): "tests/export/test_graphs.py runs it",
 }

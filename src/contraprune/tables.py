@@ -98,15 +98,19 @@ def show_export(record: Mapping[str, Any], output_dir: str) -> None:
     console.print(f"{record['format']} model in {output_dir}", soft_wrap=True)
 
 
+_NO_BASELINE = "no dense baseline, so no speed-up: name the dense model with --against"
+
+
 def show_bench(report: Mapping[str, Any]) -> None:
     """What ``contraprune bench`` measured: a table per shape, the fastest first, then sizes and memory."""
     machine = report["machine"]
     names = {path: chr(ord("A") + n) for n, path in enumerate(dict.fromkeys(row["model"] for row in report["models"]))}
+    dense = {row["model"] for row in report["models"] if row["dense"]}
     packages = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime", "openvino") if machine[name])
     console = _console()
     for line in (
         f"{machine['cpu']} ({' '.join(machine['cpu_features'])}), {machine['threads']} thread(s); {packages}",
-        *(f"{letter}  {path}" + (" (dense)" * (letter == "A")) for path, letter in names.items()),
+        *(f"{letter}  {path}" + (" (dense)" * (path in dense)) for path, letter in names.items()),
     ):
         console.print(line, soft_wrap=True, highlight=False)
     for shape in report["shapes"]:
@@ -127,7 +131,8 @@ def show_bench(report: Mapping[str, Any]) -> None:
             numbers += [f"{latency['texts_per_second']:.0f}", *(f"{ratio:.2f}" for ratio in ratios.values())]
             cells.append([f"{names[row['model']]} {row['runtime']}", *numbers])
         best = " and ".join(f"{runtime} ({kind})" for kind, runtime in strongest.items())
-        show_table(headers, cells, note=f"x: times faster than the dense model in its fastest runtime, {best}\n")
+        note = f"x: times faster than the dense model in its fastest runtime, {best}"
+        show_table(headers, cells, note=f"{note if strongest else _NO_BASELINE}\n")
     cells = [
         [
             f"{names[row['model']]} {row['runtime']}",

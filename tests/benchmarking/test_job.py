@@ -52,6 +52,43 @@ def test_the_command(as_onnx: Path, as_openvino: Path, tmp_path: Path, capsys: p
     assert picture.read_text().startswith("<?xml")
 
 
+def test_without_a_dense_model_there_is_no_speedup(
+    as_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "bench.json"
+    flags = ["--batch_sizes", "1", "--lengths", "8", "--rounds", "1", "--output", str(output)]
+    assert main(["bench", str(as_onnx), *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "no dense baseline, so no speed-up: name the dense model with --against" in shown
+    assert "faster" not in shown
+    assert "(dense)" not in shown
+    report = json.loads(output.read_text())
+    assert report["strongest_dense"] == {"1x8": {}}
+    (row,) = report["models"]
+    assert not row["dense"]
+    assert row["latency"]["1x8"]["speedup_over_dense"] == {}
+
+
+def test_runtimes_restricts_all_but_the_dense_model(tiny: Path, shrunk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dense model is exported for and measured in every installed runtime, so the strongest one is among them."""
+    exported: list[tuple[str, str]] = []
+
+    def directory(model: Any, inputs: Any, runtime: str, source: Path, scratch: Path) -> Path:
+        exported.append((str(source), runtime))
+        return source
+
+    monkeypatch.setattr(job, "_exported", directory)
+    monkeypatch.setattr(job, "measure", lambda candidates, config: {"measured": candidates})
+    monkeypatch.setitem(RUNTIMES, "onnx-int8", Runtime(format="onnx", packages=("no_such_package",), exact=False))
+    dense, pruned = str(tiny / "teacher"), str(shrunk)
+    report = job.run_bench([pruned], job.BenchConfig(against=dense, runtimes="sparse"))
+    found = [(one.model, one.runtime, one.dense) for one in report["measured"]]
+    others = [name for name in RUNTIMES if name not in ("sparse", "onnx-int8")]
+    assert found == [*((dense, name, True) for name in others), (pruned, "sparse", False)]
+    assert exported == [(model, runtime) for model, runtime, _ in found]
+    assert report["skipped"] == [f"{dense} in sparse: a dense model"]
+
+
 def test_torch_and_the_sparse_engine(shrunk: Path, tmp_path: Path) -> None:
     """A dense directory is exported for every runtime; the outputs are those of its model."""
     skipped: list[str] = []
@@ -127,13 +164,18 @@ def refuse(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -
     assert error.count("\n") == 1
 
 
-def test_what_is_refused(tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_refused(
+    tiny: Path, shrunk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     against = ["--against", str(tiny / "teacher")]
-    refuse([], "--against: expected the dense model to compare with, found none", capsys)
     refuse([*against, "--runtimes", "torch,tflite"], "--runtimes: expected some of torch,", capsys)
     refuse([*against, "--lengths", "8,x"], "--lengths: expected positive numbers joined by commas, found 8,x", capsys)
     refuse([*against, "--batch_sizes", "0"], "--batch_sizes: expected positive numbers", capsys)
     refuse([*against, "--runtimes", "torch"], "somewhere: expected a model directory", capsys)
+    monkeypatch.setattr(job, "why_not", lambda _: "a family it does not run")
+    message = f"--runtimes sparse: expected one that runs a model, found {shrunk} in sparse: a family it does not run"
+    assert main(["bench", str(shrunk), "--runtimes", "sparse"]) == 2
+    assert message in capsys.readouterr().err
     monkeypatch.setitem(RUNTIMES, "onnx", Runtime(format="onnx", packages=("no_such_package",)))
     refuse([*against, "--runtimes", "onnx"], "needs no_such_package; pip install 'contraprune[onnx]'", capsys)
     assert "onnx" not in job.BenchConfig(against="x").chosen()

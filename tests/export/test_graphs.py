@@ -20,13 +20,14 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     PreTrainedModel,
+    T5Config,
     pipeline,
 )
 
 import contraprune
 from contraprune import exported
 from contraprune.cli import main
-from contraprune.export.graphs import largest_difference
+from contraprune.export.graphs import largest_difference, sample_batch
 from contraprune.saving import save_model
 
 SHAPES = ((2, 9), (1, 1), (5, 3), (1, 30))
@@ -74,16 +75,24 @@ def test_openvino_alone(as_openvino: Path, in_torch: PreTrainedModel, shape: tup
     np.testing.assert_allclose(compiled(inputs)["logits"], logits(in_torch, inputs), atol=1e-4)
 
 
-@pytest.mark.parametrize(("format", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+@pytest.mark.parametrize(
+    ("page", "format", "package"),
+    [
+        ("README.md", "onnx", "onnxruntime"),
+        ("docs/deployment.md", "onnx", "onnxruntime"),
+        ("docs/deployment.md", "openvino", "openvino"),
+    ],
+)
 def test_the_code_of_the_documentation(
-    format: str, package: str, in_torch: PreTrainedModel, request: pytest.FixtureRequest, tmp_path: Path
+    page: str, format: str, package: str, in_torch: PreTrainedModel, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     (tmp_path / "exported").symlink_to(request.getfixturevalue(f"as_{format}"))
-    document = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
+    document = (Path(__file__).parents[2] / page).read_text()
     (code,) = [
         block for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL) if f"import {package}\n" in block
     ]
-    script = f"{code}\nimport json, sys\nassert 'torch' not in sys.modules\nprint(json.dumps(logits.tolist()))"
+    absent = "assert not {'torch', 'transformers', 'contraprune'} & set(sys.modules)"
+    script = f"{code}\nimport json, sys\n{absent}\nprint(json.dumps(logits.tolist()))"
     shown = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
@@ -132,6 +141,29 @@ def test_differences_are_found_at_real_tokens_only(in_torch: PreTrainedModel) ->
     names = ("input_ids", "attention_mask")
     assert largest_difference(right, PerToken(2.0, at_padding=True), names) == 0
     assert largest_difference(right, PerToken(2.0, at_padding=False), names) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("types", [0, 1, 2])
+def test_outputs_are_compared_with_the_second_half_of_each_text_of_the_other_type(types: int) -> None:
+    """Where the model has two token types; the texts fit into the positions it has."""
+    config = BertConfig(max_position_embeddings=14, type_vocab_size=types)
+    batch = sample_batch(config, ("input_ids", "attention_mask", "token_type_ids"), 3, 17)
+    assert batch["attention_mask"].tolist() == [[1] * 7, [1] * 4 + [0] * 3, [1] + [0] * 6]
+    halves = [[0] * 4 + [1] * 3, [0] * 2 + [1] * 2 + [0] * 3, [0] * 7]
+    assert batch["token_type_ids"].tolist() == (halves if types == 2 else [[0] * 7] * 3)
+
+
+def test_a_graph_that_does_not_look_at_token_types_is_found(in_torch: PreTrainedModel) -> None:
+    class OfOneType:
+        def __call__(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Any:
+            return in_torch(input_ids, attention_mask)
+
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    assert largest_difference(in_torch, OfOneType(), names) > 1e-2
+
+
+def test_a_model_without_a_limit_of_positions_gets_texts_of_full_length() -> None:
+    assert sample_batch(T5Config(vocab_size=61), ("input_ids",), 2, 1)["input_ids"].shape == (2, 1)
 
 
 def test_onnx_int8(shrunk: Path, in_torch: PreTrainedModel) -> None:

@@ -173,6 +173,15 @@ def test_latencies_are_shown_where_they_were_measured(runs, tmp_path):
     assert "8 texts of 128 tokens" in text
     assert "1x128 slim torch 6.00 12.00 1.50×" in text
     assert "/home" not in content
+    for row in rows:
+        row["dense"] = False
+        for latency in row["latency"].values():
+            latency["speedup_over_dense"] = {}  # as without --against
+    (run / "bench.json").write_text(json.dumps(found))
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "How fast 4.5 ms in openvino; no dense model was measured beside it" in text
+    assert "times dense" not in text
+    assert "No dense model was measured beside these." in text
     (run / "bench.json").write_text(json.dumps({"models": []}))
     with pytest.raises(UserError, match=r"bench\.json: not what contraprune bench --output writes"):
         write_report(run)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from contraprune.benchmarking.runtimes import RUNTIMES, Run, open_model
+from contraprune.benchmarking.runtimes import RUNTIMES, Run, installed, open_model
 from contraprune.engine import is_sparse
 from contraprune.engine.families import why_not
 from contraprune.errors import UserError
@@ -40,9 +40,15 @@ class BenchConfig:
 
     _argument_group_name: ClassVar[str] = "bench"
 
-    against: str | None = setting(None, "The dense model, which is measured in every runtime too.")
+    against: str | None = setting(
+        None,
+        "The dense model to compare with. It is measured in every runtime that is installed, whatever --runtimes says, "
+        "so that its fastest one is among them. Default: no comparison.",
+    )
     runtimes: str | None = setting(
-        None, f"Some of {','.join(RUNTIMES)}. Default: all that are installed. Exported models have one: their own."
+        None,
+        f"Runtimes of the other models: some of {','.join(RUNTIMES)}. Default: all that are installed. Exported models "
+        "have one: their own.",
     )
     batch_sizes: str = setting("1,8", "Batch sizes.")
     lengths: str = setting("128", "Tokens of each text.")
@@ -52,7 +58,6 @@ class BenchConfig:
     picture: str | None = setting(None, "Draw the latencies to this file (.png or .svg; needs matplotlib).")
 
     def __post_init__(self) -> None:
-        require(self.against is not None, "against", "the dense model to compare with", "none")
         require(self.threads >= 1, "threads", "at least 1", self.threads)
         require(self.rounds >= 1, "rounds", "at least 1", self.rounds)
         self.shapes()
@@ -73,13 +78,13 @@ class BenchConfig:
         return [(batch, length) for length in numbers[1] for batch in numbers[0]]
 
     def chosen(self) -> list[str]:
-        """The runtimes that are asked for, or installed.
+        """The runtimes that are asked for, or installed: of every model but the dense one.
 
         Raises:
             UserError: one is not known, or not installed.
         """
         if self.runtimes is None:
-            return [name for name, runtime in RUNTIMES.items() if runtime.installed]
+            return installed()
         names = [name.strip() for name in self.runtimes.split(",")]
         for name in names:
             require(name in RUNTIMES, "runtimes", f"some of {','.join(RUNTIMES)}", name)
@@ -105,21 +110,26 @@ class Candidate:
 
 
 def run_bench(paths: Sequence[str], config: BenchConfig) -> dict[str, Any]:
-    """Measures every model in every runtime, and the dense model with them.
+    """Measures every model in the chosen runtimes, and the dense model, if one is named, in all that are installed.
 
     Returns:
         What ``--output`` is written with: that of :func:`measure`, and what was ``skipped``.
 
     Raises:
-        UserError: a model cannot be used, or a float32 runtime gives other outputs than PyTorch.
+        UserError: a model cannot be used, none runs in the chosen runtimes, or a float32 runtime gives other outputs
+            than PyTorch.
     """
-    assert config.against is not None
+    models = [] if config.against is None else [(config.against, installed(), True)]
+    models += [(path, config.chosen(), False) for path in paths]
+    for path, _, _ in models:
+        model_directory(path)  # that one is missing shows before another is exported
     with tempfile.TemporaryDirectory() as scratch:
         candidates: list[Candidate] = []
         skipped: list[str] = []
-        for number, path in enumerate(progress([config.against, *paths], "exporting", show=True)):
-            folder = Path(scratch) / str(number)
-            candidates += candidates_of(path, config.chosen(), folder, skipped, dense=number == 0)
+        for number, (path, runtimes, dense) in enumerate(progress(models, "exporting", show=True)):
+            candidates += candidates_of(path, runtimes, Path(scratch) / str(number), skipped, dense=dense)
+        if not candidates:
+            raise UserError(f"--runtimes {config.runtimes}: expected one that runs a model, found {'; '.join(skipped)}")
         report = measure(candidates, config) | {"skipped": skipped}
     if config.output is not None:
         write_json(Path(config.output), report)
@@ -129,17 +139,17 @@ def run_bench(paths: Sequence[str], config: BenchConfig) -> dict[str, Any]:
 def measure(
     candidates: Sequence[Candidate], config: BenchConfig, *, clock: Callable[[], float] = perf_counter
 ) -> dict[str, Any]:
-    """Measures all of them in turn in each round, at least one of them dense.
+    """Measures all of them in turn in each round.
 
     Args:
         clock: seconds. ``time.process_time`` is disturbed less by other work, and says the same of one thread.
 
     Returns:
         The ``machine``; ``shapes`` such as "8x128"; ``strongest_dense``: of each shape, the fastest runtime of the
-        dense model in ``float32`` and in ``any`` precision; and in ``models``, of each candidate, ``latency`` by
-        shape: ``p50_ms``, ``p95_ms``, ``texts_per_second``, and how many times faster than these two it is (median
-        over rounds); ``bytes``, seconds to import and load, ``peak_bytes`` of a process that runs it; ``difference``
-        of its outputs from the same model's in PyTorch, relative to the largest.
+        dense model in ``float32`` and in ``any`` precision (empty without a dense model); and in ``models``, of each
+        candidate, ``latency`` by shape: ``p50_ms``, ``p95_ms``, ``texts_per_second``, and how many times faster than
+        these two it is (median over rounds); ``bytes``, seconds to import and load, ``peak_bytes`` of a process that
+        runs it; ``difference`` of its outputs from the same model's in PyTorch, relative to the largest.
 
     Raises:
         UserError: one cannot be run, or a float32 runtime gives other outputs than PyTorch.

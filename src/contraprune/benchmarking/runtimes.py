@@ -47,6 +47,11 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 
+def installed() -> list[str]:
+    """The names of the runtimes whose packages are here."""
+    return [name for name, runtime in RUNTIMES.items() if runtime.installed]
+
+
 def open_model(runtime: str, directory: Path, threads: int) -> Run:
     """A function from input arrays by name, each (batch, length) int64, to the model's first output.
 

@@ -37,15 +37,12 @@ def find_compiler() -> list[str]:
     return [found]
 
 
-def build(
-    output: Path = LIBRARY, *, extra: Sequence[str] = (), machine: str | None = None, link: bool = True
-) -> list[str]:
+def build(output: Path = LIBRARY, *, extra: Sequence[str] = (), machine: str | None = None) -> list[str]:
     """Compiles the kernels into a shared library.
 
     Args:
         extra: more flags for compiling and linking.
         machine: the architecture compiled for, as ``platform.machine()`` calls it. Default: this one.
-        link: False only compiles.
 
     Returns:
         The names of the instruction sets.
@@ -67,12 +64,11 @@ def build(
         for source, target, own in jobs:
             shared = [*_FLAGS, *_SHARED, *extra, *own]
             _run([*compiler, *shared, "-c", str(SOURCES / source), "-o", f"{folder}/{target}"])
-        if link:
-            objects = [f"{folder}/{target}" for _, target, _ in jobs]
-            linked = Path(folder) / output.name
-            _run([*compiler, "-shared", "-pthread", *extra, *objects, "-o", str(linked), "-lm"])
-            shutil.copy(linked, output.with_name(output.name + ".tmp"))
-            output.with_name(output.name + ".tmp").replace(output)
+        objects = [f"{folder}/{target}" for _, target, _ in jobs]
+        linked = Path(folder) / output.name
+        _run([*compiler, "-shared", "-pthread", *extra, *objects, "-o", str(linked), "-lm"])
+        shutil.copy(linked, output.with_name(output.name + ".tmp"))
+        output.with_name(output.name + ".tmp").replace(output)
     return list(variants)
 
 
@@ -89,11 +85,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compile the sparse engine's kernels.")
     parser.add_argument("--output", type=Path, default=LIBRARY)
     parser.add_argument("--sanitize", action="store_true", help="With address and undefined-behaviour sanitizers.")
-    parser.add_argument("--machine", help="Only check that it compiles for this architecture (CXX says how).")
+    parser.add_argument("--machine", help="The architecture CXX compiles for, such as aarch64. Default: this one.")
     options = parser.parse_args()
+    if options.machine and options.output == LIBRARY:
+        parser.error("--machine: expected --output too, found none; the engine of this machine stays as it is")
     extra = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if options.sanitize else []
-    variants = build(options.output, extra=extra, machine=options.machine, link=options.machine is None)
-    print(f"{', '.join(variants)}{'' if options.machine else f' -> {options.output}'}")
+    variants = build(options.output, extra=extra, machine=options.machine)
+    print(f"{', '.join(variants)} -> {options.output}")
 
 
 if __name__ == "__main__":

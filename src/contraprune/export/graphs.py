@@ -111,20 +111,25 @@ def largest_difference(model: PreTrainedModel, exported: Any, inputs: Sequence[s
 def sample_batch(config: Any, inputs: Sequence[str], batch: int, length: int, *, seed: int = 0) -> dict[str, Tensor]:
     """Random tokens, padded on the right: the first text fills the batch, each next one is a little shorter.
 
+    Where the model has two token types, the second half of each text is of the other one, as in a pair of texts.
+
     Returns:
         ``inputs``, each (batch, length), long.
     """
     generator = torch.Generator().manual_seed(seed)
-    length = min(length, getattr(config, "max_position_embeddings", length) // 2)
+    most = getattr(config, "max_position_embeddings", None)  # T5 has no limit
+    length = length if most is None else min(length, most // 2)
     lengths = (length - 3 * torch.arange(batch)).clamp(min=1)
     mask = (torch.arange(length) < lengths[:, None]).long()
     padding = getattr(config, "pad_token_id", None) or 0
     ids = torch.randint(config.vocab_size, (batch, length), generator=generator)
     ids[ids == padding] = (padding + 1) % config.vocab_size
+    two_types = getattr(config, "type_vocab_size", 0) > 1
+    second = (torch.arange(length) >= (lengths[:, None] + 1) // 2) & two_types
     values = {
         "input_ids": torch.where(mask.bool(), ids, padding),
         "attention_mask": mask,
-        "token_type_ids": torch.zeros_like(ids),
+        "token_type_ids": second.long() * mask,
     }
     return {name: values[name] for name in inputs}
 

@@ -44,6 +44,9 @@ def _speed(run: Run) -> Figure:
     seconds = run.results["seconds"]["total"]
     took = f"the run took {duration(seconds)}"
     fastest = min((one for one in _timings(run) if not one.dense), key=lambda one: one.p50, default=None)
+    if fastest is not None and fastest.speedup is None:
+        details = [f"in {fastest.runtime}; no dense model was measured beside it", tokens(fastest.shape)]
+        return Figure(question="How fast", value=f"{fastest.p50:.1f} ms", details=details)
     if fastest is not None:
         details = [
             f"as the dense model in its fastest runtime ({fastest.p50:.1f} ms in {fastest.runtime})",

@@ -24,7 +24,8 @@ class Timing:
 
     Attributes:
         shape: texts x tokens.
-        speedup: over the dense model in its fastest runtime, whatever that runtime's precision.
+        speedup: over the dense model in its fastest runtime, whatever that runtime's precision; None where no dense
+            model was measured beside it.
     """
 
     model: str
@@ -33,7 +34,7 @@ class Timing:
     shape: str
     p50: float  # milliseconds
     p95: float
-    speedup: float
+    speedup: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +210,7 @@ def _bench(file: Path) -> Bench | None:
                 shape=shape,
                 p50=float(row["latency"][shape]["p50_ms"]),
                 p95=float(row["latency"][shape]["p95_ms"]),
-                speedup=float(row["latency"][shape]["speedup_over_dense"]["any"]),
+                speedup=float(over["any"]) if (over := row["latency"][shape]["speedup_over_dense"]) else None,
             )
             for shape in found["shapes"]
             for row in found["models"]

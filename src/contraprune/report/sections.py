@@ -46,13 +46,18 @@ def latency(run: Run) -> Section | None:
         timings = sorted((one for one in run.bench.timings if one.shape == shape), key=lambda one: one.p50)
         bars = [(f"{one.runtime}, {'dense' if one.dense else one.model}", one.p50, None) for one in timings]
         charts.append(bar_chart(f"Latency, {tokens(shape)}", bars, x_label="milliseconds, median"))
+    compared = any(one.speedup is not None for one in run.bench.timings)
     rows = [
         [one.shape, "dense" if one.dense else one.model, one.runtime, f"{one.p50:.2f}", f"{one.p95:.2f}",
-         f"{one.speedup:.2f}×"]
+         *([] if one.speedup is None else [f"{one.speedup:.2f}×"])]
         for one in run.bench.timings
     ]  # fmt: skip
-    headers = ["texts x tokens", "model", "runtime", "median ms", "95 % ms", "times dense"]
-    note = "Times dense: how many times faster than the dense model in its fastest runtime."
+    headers = ["texts x tokens", "model", "runtime", "median ms", "95 % ms", *(["times dense"] if compared else [])]
+    note = (
+        "Times dense: how many times faster than the dense model in its fastest runtime."
+        if compared
+        else "No dense model was measured beside these."
+    )
     table = Table(headers=headers, rows=rows, note=note)
     return Section(title="Latency", charts=charts, table=table, note=f"Measured on {run.bench.machine}.")
 
