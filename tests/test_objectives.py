@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from contraprune.objectives import Embedding, ManyLabels, OneLabel, Span, TokenLabels, Value
+from contraprune.objectives import Draws, Embedding, ManyLabels, OneLabel, Span, TokenLabels, Value
+from contraprune.processes import Part
 
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
 
@@ -104,11 +105,10 @@ def test_a_batch_without_a_labelled_token_has_no_loss():
     logits = draw(1, 6, 4).requires_grad_()
     batch = {"labels": torch.full((1, 6), -100), "attention_mask": MASK[:1]}
     objective = TokenLabels()
-    generator = torch.Generator()
     losses = [
         objective.loss(logits, batch),
         objective.distillation(logits, draw(1, 6, 4), batch, temperature=1.0),
-        objective.sampled_loss(logits, batch, temperature=1.0, generator=generator),
+        objective.sampled_loss(logits, batch, temperature=1.0, draws=Draws(torch.Generator())),
     ]
     assert [loss.item() for loss in losses] == [0, 0, 0]
     torch.stack(losses).sum().backward()
@@ -173,11 +173,11 @@ def test_padding_changes_nothing(case):
 def test_sampled_targets_follow_the_predictions(case):
     """The mean gradient of the loss at targets drawn from the model's own predictions is zero."""
     objective, outputs, batch = case
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(torch.Generator().manual_seed(0))
     outputs = outputs.clone().requires_grad_()
     gradients = []
     for _ in range(4000):
-        loss = objective.sampled_loss(outputs, batch, temperature=1.0, generator=generator)
+        loss = objective.sampled_loss(outputs, batch, temperature=1.0, draws=draws)
         (gradient,) = torch.autograd.grad(loss, outputs)
         gradients.append(gradient)
     stacked = torch.stack(gradients)
@@ -189,7 +189,22 @@ def test_sampled_targets_follow_the_predictions(case):
 def test_a_seed_draws_the_same(case):
     objective, outputs, batch = case
     losses = [
-        objective.sampled_loss(outputs, batch, temperature=2.0, generator=torch.Generator().manual_seed(seed)).item()
+        objective.sampled_loss(outputs, batch, temperature=2.0, draws=Draws(torch.Generator().manual_seed(seed))).item()
         for seed in (1, 1)
     ]
     assert losses[0] == losses[1]
+
+
+def test_parts_of_a_batch_draw_what_the_whole_draws(case):
+    objective, outputs, batch = case
+    if isinstance(objective, TokenLabels):
+        pytest.skip("its rows are tokens")
+
+    def loss(rows, part):
+        chosen = {name: column[rows] for name, column in batch.items()}
+        draws = Draws(torch.Generator().manual_seed(3), part)
+        return objective.sampled_loss(outputs[rows], chosen, temperature=1.0, draws=draws)
+
+    first = loss(slice(0, 2), Part(first=0, size=2, of=3))
+    last = loss(slice(2, 3), Part(first=2, size=1, of=3))
+    torch.testing.assert_close(2 / 3 * first + 1 / 3 * last, loss(slice(0, 3), None))

@@ -19,8 +19,10 @@ from contraprune.cli import main
 from contraprune.config import ContrastConfig, DataConfig, EvaluationConfig
 from contraprune.encoding import features_of, unpack_tokens
 from contraprune.evaluation import evaluate_path
+from contraprune.preparation import Sources
 from contraprune.sources import SourceBuilder
 from contraprune.tasks import load_task
+from contraprune.trainer import Knowledge
 
 NAMES = ["Anna", "Boris", "Clara", "Dora", "Emil", "Frida"]
 PLACES = ["Oslo", "New York", "Rome", "Lima"]
@@ -218,7 +220,7 @@ def test_cached_teacher_outputs_fit_every_padding(teachers, folder, tmp_path):
     encoded, collator = task.encode(task.train, tokenizer, max_length=32), task.collator(tokenizer)
     assert len(set(encoded["length"])) > 5
     builder = SourceBuilder(
-        task=task, dataset=encoded, config=ContrastConfig(), pooling="cls", use_pooler=True, in_memory=True,
+        task=task, dataset=encoded, config=ContrastConfig(), pooling="cls", use_pooler=True, in_memory=frozenset(),
         collator=collator, batch_size=4, accelerator=Accelerator(cpu=True), writes=True, on_each_node=False,
         progress=False,
     )  # fmt: skip
@@ -235,6 +237,39 @@ def test_cached_teacher_outputs_fit_every_padding(teachers, folder, tmp_path):
         torch.testing.assert_close(found[real], expected[real], rtol=1e-4, atol=1e-5)
         unit = torch.nn.functional.normalize(first, dim=-1)
         torch.testing.assert_close(representations[ids].float(), unit, rtol=0, atol=1e-3)
+
+
+@pytest.fixture
+def knowledge(monkeypatch: pytest.MonkeyPatch) -> list[Knowledge]:
+    """The banks and outputs of every run that prunes."""
+    found, fill = [], Sources.fill
+    monkeypatch.setattr(Sources, "fill", lambda self, known, *models: found.append(known) or fill(self, known, *models))
+    return found
+
+
+def test_what_exceeds_the_memory_for_banks_is_mapped_from_disk_and_changes_nothing(pruning, knowledge, tmp_path):
+    quick = {"save_strategy": "no", "eval_strategy": "no"}
+
+    def prune(name: str, limit: float) -> dict[str, list[bool]]:
+        folders = {"output_dir": str(tmp_path / name), "cache_dir": str(tmp_path / f"{name}-cache")}
+        contraprune.prune(**(pruning | quick | folders), bank_memory_gb=limit)
+        known = knowledge[-1]
+        files = {source: bank.files for source, bank in known.banks.items()} | {"outputs": [known.teacher_outputs]}
+        assert [len(files[name]) for name in ("pretrained", "finetuned", "snapshots", "outputs")] == [1, 1, 1, 1]
+        assert len([*(tmp_path / f"{name}-cache").glob("*/*.rows")]) == 3
+        return {name: [file.in_memory for file in own] for name, own in files.items()}
+
+    banks = {name: [True] for name in ("pretrained", "finetuned", "snapshots")}
+    nothing = {name: [False] for name in (*banks, "outputs")}
+    assert prune("all", 1.0) == banks | {"outputs": [True]}
+    sizes = [bank.files[0].spec.nbytes for bank in knowledge[0].banks.values()]
+    outputs = knowledge[0].teacher_outputs.spec.nbytes
+    assert outputs > max(sizes)  # per token
+    weights = load_file(tmp_path / "all" / "model" / "model.safetensors")
+    for limit, held in ((0, nothing), (sum(sizes) + outputs - 1, banks | {"outputs": [False]})):
+        assert prune(f"limit{limit}", limit / 1e9) == held
+        found = load_file(tmp_path / f"limit{limit}" / "model" / "model.safetensors")
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
 
 
 def test_own_files_and_evaluate(teachers, folder, capsys):

@@ -1,6 +1,7 @@
 """Fisher saliency against a loop over examples."""
 
 import datasets
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ def subject(tiny):
     return model, linears, tokenizer, datasets.Dataset.from_dict(rows)
 
 
-def rate(model, linears, tokenizer, dataset, **settings):
+def rate(model, linears, tokenizer, dataset, *, accelerator=None, **settings):
     defaults = {"examples": 4, "batch_size": 1, "temperature": 2.0, "seed": 5}
     return fisher_saliency(
         model,
@@ -35,7 +36,7 @@ def rate(model, linears, tokenizer, dataset, **settings):
         TWO_CLASSES,
         dataset,
         collator=DataCollatorWithPadding(tokenizer),
-        accelerator=Accelerator(cpu=True),
+        accelerator=accelerator or Accelerator(cpu=True),
         progress=False,
         **(defaults | settings),
     )
@@ -50,7 +51,8 @@ def test_it_is_the_squared_weight_times_the_mean_squared_gradient(subject):
     order = torch.randperm(4, generator=generator).tolist()
     order.sort(key=lambda index: len(tokenizer(TEXTS[index])["input_ids"]), reverse=True)  # hardly any padding
     squares = {name: torch.zeros_like(linear.weight) for name, linear in linears.items()}
-    for index in order:
+    for number, index in enumerate(order):
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([5, number]).generate_state(1)[0]))
         logits = model(**tokenizer(TEXTS[index], return_tensors="pt")).logits / 2.0
         label = int(torch.rand(1, 1, generator=generator) > logits.softmax(-1)[0, 0])
         for name, linear in linears.items():
@@ -69,3 +71,17 @@ def test_it_is_seeded_and_leaves_no_gradients(subject):
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("examples", "processes"), [(4, 2), (3, 2), (4, 3), (2, 4)])
+def test_any_number_of_processes_find_the_same(subject, monkeypatch, examples, processes):
+    """The sums of all processes, put together by hand, are what one process finds; some have fewer batches, or none."""
+    whole = rate(*subject, examples=examples)
+    monkeypatch.setattr(Accelerator, "num_processes", processes)
+    parts = []
+    for rank in range(processes):
+        monkeypatch.setattr(Accelerator, "process_index", rank)
+        parts.append(rate(*subject, examples=examples, accelerator=Accelerator(cpu=True)))
+    for name, expected in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts), expected)
+        assert expected.any()

@@ -142,10 +142,10 @@ def test_a_stage_rates_batches_of_similar_length_saves_no_last_checkpoint_and_ev
     widths, evaluations, checkpoints = [], [], []
     rate, evaluate, save = ContrastTrainer.loss_for_importance, prediction.evaluate, ContrastTrainer._save_checkpoint
 
-    def rated(self, outputs, inputs, draw):
+    def rated(self, outputs, inputs, part, draw):
         if draw[0] == 1:
             widths.append(inputs["input_ids"].shape[1])
-        return rate(self, outputs, inputs, draw)
+        return rate(self, outputs, inputs, part, draw)
 
     def evaluated(*arguments, **keywords):
         evaluations.append(arguments)

@@ -60,8 +60,16 @@ def test_gradient_checkpointing_gives_the_same_losses(run, plain):
     assert_same(run(gradient_checkpointing=True), plain, 1e-5)
 
 
+COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+
+
 def test_a_compiled_model_gives_the_same_losses(run, plain):
-    assert_same(run(torch_compile=True, torch_compile_backend="aot_eager"), plain, 1e-4)
+    assert_same(run(**COMPILED), plain, 1e-4)
+
+
+def test_a_compiled_model_draws_the_gates_of_l0_anew(run):
+    compiled = run(**COMPILED, method="l0")
+    assert_same(compiled, run(method="l0"), 1e-4)
 
 
 def test_accumulated_batches_give_the_same_losses(run):
@@ -72,8 +80,8 @@ def test_accumulated_batches_give_the_same_losses(run):
 
 @pytest.mark.parametrize(
     ("options", "tolerance"),
-    [({"bf16": True}, 0.03), ({"gradient_checkpointing": True}, 1e-5)],
-    ids=["bf16", "gradient_checkpointing"],
+    [({"bf16": True}, 0.03), ({"gradient_checkpointing": True}, 1e-5), (COMPILED, 1e-4)],
+    ids=["bf16", "gradient_checkpointing", "torch_compile"],
 )
 def test_stages_of_heads_and_neurons_too(run, plain_taylor, options, tolerance):
     options = options | {"method": "taylor", "density": 0.5, "num_stages": 1, "score_init": "saliency"}

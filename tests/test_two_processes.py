@@ -1,6 +1,7 @@
 """Data-parallel runs: two real processes (gloo) against one, with the same batches of a step.
 
-The two processes are two nodes. ``movement`` has a directory that both see; in ``taylor`` each keeps its own banks.
+The two processes are two nodes. ``movement`` and ``fisher`` have a directory that both see; in ``taylor`` each keeps
+its own banks, and the last batch whose importance is rated has an example for one of them only.
 """
 
 import json
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
 
 import contraprune
 from tiny_tasks import small_run
@@ -38,10 +38,11 @@ def runs(tiny, tmp_path_factory):
         common = small_run(models, folder, max_eval_samples=45, save_strategy="no")
         common |= {"per_device_train_batch_size": BATCH // processes}
         options = {
-            "movement": common | {"density": 0.3, "score_init": "magnitude", "output_dir": str(folder / "movement")},
-            "taylor": common | {"method": "taylor", "density": 0.5, "num_stages": 2, "importance_examples": 32},
+            "movement": {"density": 0.3},
+            "fisher": {"method": "fisher", "density": 0.3, "contrast": "none", "num_train_epochs": 1},
+            "taylor": {"method": "taylor", "density": 0.5, "num_stages": 2, "importance_examples": 33},
         }
-        options["taylor"] |= {"output_dir": str(folder / "taylor")}
+        options = {name: common | own | {"output_dir": str(folder / name)} for name, own in options.items()}
         if processes == 2:
             options["taylor"] |= {"output_dir": "taylor", "cache_dir": "cache", "save_on_each_node": True}
         (folder / "options.json").write_text(json.dumps(options))
@@ -69,37 +70,49 @@ def start_two_nodes(folder):
         assert process.wait(timeout=300) == 0, (folder / f"node{node}.log").read_text()[-3000:]
 
 
+def result(runs, processes, name):
+    """The run directory; that of the first node where each has its own."""
+    return runs[processes] / ("node0" if processes == 2 and name == "taylor" else "") / name
+
+
 def losses(folder):
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [entry for entry in log if "grad_norm" in entry]
 
 
-@pytest.mark.parametrize("name", ["movement", "taylor"])
+NAMES = ["movement", "fisher", "taylor"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_both_processes_end_with_the_same_masks_and_sizes(runs, name):
     first, second = (load_file(runs[2] / f"{name}-{rank}.safetensors") for rank in (0, 1))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_two_processes_have_the_loss_curve_of_one_at_the_same_batch(runs):
-    one, two = (losses(runs[processes] / "movement") for processes in (1, 2))
-    assert len(one) == len(two) == 8
+@pytest.mark.parametrize(("name", "steps"), [("movement", 8), ("fisher", 4), ("taylor", 16)])
+def test_two_processes_have_the_loss_curve_of_one_at_the_same_batch(runs, name, steps):
+    one, two = (losses(result(runs, processes, name)) for processes in (1, 2))
+    assert len(one) == len(two) == steps
+    contrast = {"loss_pretrained_supervised", "loss_finetuned_unsupervised"} if name != "fisher" else set()
     for entry, other in zip(one, two, strict=True):
         parts = [key for key in entry if key.startswith("loss")]
-        assert {"loss", "loss_ce", "loss_kd", "loss_pretrained_supervised", "loss_finetuned_unsupervised"} <= {*parts}
+        assert {"loss", "loss_ce", "loss_kd"} | contrast <= {*parts}
         for part in (*parts, "density"):
             assert other[part] == pytest.approx(entry[part], rel=1e-4, abs=1e-5), (part, entry["step"])
-    assert "loss_snapshots_unsupervised" in two[-1]
+    assert ("loss_snapshots_unsupervised" in two[-1]) == (name != "fisher")
 
 
-def test_two_processes_end_with_the_result_of_one(runs):
-    results = [json.loads((runs[n] / "movement" / "results.json").read_text()) for n in (1, 2)]
-    assert results[0]["metrics"] == results[1]["metrics"]
-    assert results[0]["parameters"] == results[1]["parameters"]
-    assert results[0]["density"] == results[1]["density"]
-    first, second = (
-        AutoModelForSequenceClassification.from_pretrained(runs[n] / "movement" / "model").state_dict() for n in (1, 2)
-    )
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_end_with_the_result_of_one(runs, name):
+    results = [json.loads((result(runs, n, name) / "results.json").read_text()) for n in (1, 2)]
+    for key in ("metrics", "parameters", "density"):
+        assert results[0][key] == results[1][key]
+    sizes = [[(stage["heads"], stage["neurons"]) for stage in found.get("stages", [])] for found in results]
+    assert sizes[0] == sizes[1]
+    # The weights that are left are those of the same masks, heads and neurons.
+    first, second = (load_file(result(runs, n, name) / "model" / "model.safetensors") for n in (1, 2))
+    assert first.keys() == second.keys()
     for key in first:
         torch.testing.assert_close(first[key], second[key], rtol=1e-3, atol=1e-4)
 
@@ -124,6 +137,3 @@ def test_every_node_has_banks_of_its_own_where_they_share_no_files(runs):
         assert not (node / "taylor" / "banks").exists()
     first, second = ([file.read_bytes() for file in sorted((node / "cache").glob("*/*.rows"))] for node in nodes)
     assert first == second
-    # In two processes other examples are rated together, so that other heads and neurons may go, but not more.
-    one, two = (json.loads((folder / "taylor" / "results.json").read_text()) for folder in (runs[1], nodes[0]))
-    assert two["parameters"] == one["parameters"]

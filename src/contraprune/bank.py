@@ -111,6 +111,11 @@ class RowFile:
     def sealed(self) -> bool:
         return self._written is None
 
+    @property
+    def in_memory(self) -> bool:
+        """Held as a whole, not mapped from disk."""
+        return not isinstance(self._array, np.memmap)
+
     def write(self, ids: Int[Tensor, " batch"], values: Float[Tensor, "batch width"]) -> None:
         assert self._written is not None, "a sealed bank is read-only"
         index = ids.cpu().numpy()

@@ -202,7 +202,11 @@ class ContrastConfig:
         "(auto): cls for question answering, else mean.",
     )
     bank_dtype: Literal["float16", "float32"] = setting("float16", "Number format of the representation banks.")
-    bank_memory_gb: float = setting(4.0, "Banks beyond this many gigabytes in all stay on disk (memory-mapped).")
+    bank_memory_gb: float = setting(
+        4.0,
+        "Memory for banks and the teacher's outputs, in gigabytes in each process. What does not fit as a whole (the "
+        "representations of all sources, the outputs) stays on disk, memory-mapped.",
+    )
     ce_weight: float = setting(0.1, "Weight of the cross-entropy with the labels.")
     kd_weight: float = setting(0.9, "Weight of the distillation of the teacher's logits.")
     kd_temperature: float = setting(2.0, "Temperature of the distillation.")

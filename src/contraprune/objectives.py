@@ -6,7 +6,8 @@ the examples (or tokens) of the batch, so that it does not depend on how much pa
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -15,11 +16,39 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contraprune.distillation import distillation_loss, span_distillation_loss
+from contraprune.processes import Part
 
 Batch = Mapping[str, Tensor]
 
 # Stands for minus infinity where a position cannot be chosen, and keeps differences of log-probabilities finite.
 _IMPOSSIBLE = -1e4
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers for the rows of a batch; those of a part of a batch are the rows of what the whole would draw.
+
+    Attributes:
+        generator: of the CPU, whatever the device of the outputs.
+        part: of a batch that processes share; None where this one has the whole. Rows are then examples.
+    """
+
+    generator: torch.Generator
+    part: Part | None = None
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Between zero and one, of the shape of ``like``, float32."""
+        return self._draw(torch.rand, like).to(like.device)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """With mean zero and variance one, of the shape and type of ``like``."""
+        return self._draw(torch.randn, like).to(like.device, like.dtype)
+
+    def _draw(self, draw: Callable[..., Tensor], like: Tensor) -> Tensor:
+        if self.part is None:
+            return draw(like.shape, generator=self.generator)
+        whole = draw((self.part.of, *like.shape[1:]), generator=self.generator)
+        return whole[self.part.first :][: self.part.size]
 
 
 class Objective(abc.ABC):
@@ -44,9 +73,7 @@ class Objective(abc.ABC):
         """The loss against a teacher's outputs of the same shape; the teacher gets no gradient."""
 
     @abc.abstractmethod
-    def sampled_loss(
-        self, outputs: Tensor, batch: Batch, *, temperature: float, generator: torch.Generator
-    ) -> Float[Tensor, ""]:
+    def sampled_loss(self, outputs: Tensor, batch: Batch, *, temperature: float, draws: Draws) -> Float[Tensor, ""]:
         """The loss against targets drawn from the model's own, softened predictions.
 
         The squared gradient of its expectation is the diagonal of the Fisher information; unlike the gradient
@@ -54,7 +81,7 @@ class Objective(abc.ABC):
 
         Args:
             temperature: divides the logits, for the draw and in the loss; without effect on real values.
-            generator: of the CPU, whatever the device of the outputs.
+            draws: where the random numbers come from.
         """
 
 
@@ -70,11 +97,9 @@ class OneLabel(Objective):
     def distillation(self, outputs: Tensor, teacher: Tensor, batch: Batch, *, temperature: float) -> Float[Tensor, ""]:
         return distillation_loss(outputs, teacher, temperature=temperature)
 
-    def sampled_loss(
-        self, outputs: Tensor, batch: Batch, *, temperature: float, generator: torch.Generator
-    ) -> Float[Tensor, ""]:
+    def sampled_loss(self, outputs: Tensor, batch: Batch, *, temperature: float, draws: Draws) -> Float[Tensor, ""]:
         softened = outputs / temperature
-        return F.cross_entropy(softened, _drawn_classes(softened, generator))
+        return F.cross_entropy(softened, _drawn_classes(softened, draws))
 
 
 @final
@@ -90,11 +115,9 @@ class Value(Objective):
     def distillation(self, outputs: Tensor, teacher: Tensor, batch: Batch, *, temperature: float) -> Float[Tensor, ""]:
         return F.mse_loss(outputs, teacher.detach())
 
-    def sampled_loss(
-        self, outputs: Tensor, batch: Batch, *, temperature: float, generator: torch.Generator
-    ) -> Float[Tensor, ""]:
+    def sampled_loss(self, outputs: Tensor, batch: Batch, *, temperature: float, draws: Draws) -> Float[Tensor, ""]:
         """Targets are normal around the prediction, with variance one."""
-        return F.mse_loss(outputs, outputs.detach() + _noise(outputs, generator)) / 2
+        return F.mse_loss(outputs, outputs.detach() + draws.normal(outputs)) / 2
 
 
 @final
@@ -111,12 +134,10 @@ class ManyLabels(Objective):
         )
         return distillation_loss(*two_sided, temperature=temperature)
 
-    def sampled_loss(
-        self, outputs: Tensor, batch: Batch, *, temperature: float, generator: torch.Generator
-    ) -> Float[Tensor, ""]:
+    def sampled_loss(self, outputs: Tensor, batch: Batch, *, temperature: float, draws: Draws) -> Float[Tensor, ""]:
         softened = outputs / temperature
-        uniform = torch.rand(softened.shape, generator=generator).to(softened.device)
-        return F.binary_cross_entropy_with_logits(softened, (uniform < softened.detach().sigmoid()).to(softened.dtype))
+        targets = draws.uniform(softened) < softened.detach().sigmoid()
+        return F.binary_cross_entropy_with_logits(softened, targets.to(softened.dtype))
 
 
 @final
@@ -140,11 +161,9 @@ class TokenLabels(Objective):
             return student.sum()
         return distillation_loss(student, _labelled(teacher, batch), temperature=temperature)
 
-    def sampled_loss(
-        self, outputs: Tensor, batch: Batch, *, temperature: float, generator: torch.Generator
-    ) -> Float[Tensor, ""]:
+    def sampled_loss(self, outputs: Tensor, batch: Batch, *, temperature: float, draws: Draws) -> Float[Tensor, ""]:
         softened = _labelled(outputs, batch) / temperature
-        total = F.cross_entropy(softened, _drawn_classes(softened, generator), reduction="sum")
+        total = F.cross_entropy(softened, _drawn_classes(softened, draws), reduction="sum")
         return total / max(1, len(softened))
 
 
@@ -174,11 +193,9 @@ class Span(Objective):
             students[..., 0], students[..., 1], teachers[..., 0], teachers[..., 1], temperature=temperature
         )
 
-    def sampled_loss(
-        self, outputs: Tensor, batch: Batch, *, temperature: float, generator: torch.Generator
-    ) -> Float[Tensor, ""]:
+    def sampled_loss(self, outputs: Tensor, batch: Batch, *, temperature: float, draws: Draws) -> Float[Tensor, ""]:
         softened = self._possible(outputs, batch) / temperature
-        losses = [F.cross_entropy(side, _drawn_classes(side, generator)) for side in softened.unbind(-1)]
+        losses = [F.cross_entropy(side, _drawn_classes(side, draws)) for side in softened.unbind(-1)]
         return torch.stack(losses).mean()
 
     @staticmethod
@@ -200,19 +217,13 @@ class Embedding(Objective):
         """One minus the cosine similarity."""
         return (1 - F.cosine_similarity(outputs, teacher.detach(), dim=-1)).mean()
 
-    def sampled_loss(
-        self, outputs: Tensor, batch: Batch, *, temperature: float, generator: torch.Generator
-    ) -> Float[Tensor, ""]:
+    def sampled_loss(self, outputs: Tensor, batch: Batch, *, temperature: float, draws: Draws) -> Float[Tensor, ""]:
         """Targets are normal around the unit vector, with variance one in each direction."""
         unit = F.normalize(outputs, dim=-1)
-        return F.mse_loss(unit, unit.detach() + _noise(unit, generator), reduction="sum") / (2 * len(unit))
+        return F.mse_loss(unit, unit.detach() + draws.normal(unit), reduction="sum") / (2 * len(unit))
 
 
-def _drawn_classes(logits: Float[Tensor, "rows classes"], generator: torch.Generator) -> Tensor:
+def _drawn_classes(logits: Float[Tensor, "rows classes"], draws: Draws) -> Tensor:
     """One class per row, drawn from the softmax of its logits."""
-    uniform = torch.rand(len(logits), 1, generator=generator).to(logits.device)
+    uniform = draws.uniform(logits[:, :1])
     return (logits.detach().softmax(-1).cumsum(-1) < uniform).sum(-1).clamp_max(logits.shape[-1] - 1)
-
-
-def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator).to(like.device, like.dtype)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from contraprune.bank import Bank
+from contraprune.bank import Bank, RowSpec
 from contraprune.config import ContrastConfig, PruneRunConfig
 from contraprune.criteria import CRITERIA
 from contraprune.disk import checkpoint_bytes
@@ -27,7 +27,7 @@ from contraprune.prediction import Evaluation
 from contraprune.pruning_config import PruningConfig
 from contraprune.representations import map_of_representations
 from contraprune.saving import load_for_finetuning, load_pretrained, load_tokenizer, of_pooler, write_text
-from contraprune.sources import SourceBuilder, cache_directory, model_fingerprint
+from contraprune.sources import OUTPUTS, SourceBuilder, cache_directory, model_fingerprint, output_width
 from contraprune.structure import find_layers
 from contraprune.tasks import Task
 from contraprune.trainer import ContrastTrainer, Knowledge
@@ -130,8 +130,8 @@ def prepare(
     knowledge = Knowledge(banks={}, teacher_outputs=None, classes=None)
     options = job.trainer_options(model, tokenizer)
     trainer = ContrastTrainer(**options, contrast=contrast, knowledge=knowledge, reader=reader)
-    sources = Sources(trainer, job, contrast, run, snapshots=snapshots)
-    _announce_disk(job, pruning, model, teacher, sources)
+    sources = Sources(trainer, job, contrast, run, teacher, snapshots=snapshots)
+    _announce_disk(job, pruning, model, sources)
     job.lap("load")
     teacher_metrics = job.evaluate(teacher).metrics
     job.lap("teacher")
@@ -159,28 +159,43 @@ def make_student(model: PreTrainedModel, pruning: PruningConfig) -> None:
 
 
 class Sources:
-    """Where the banks of a run come from: the cache for fixed models, the run directory for snapshots."""
+    """Where the banks of a run come from: the cache for fixed models, the run directory for snapshots.
+
+    Args:
+        snapshots: how many there will be at most.
+    """
 
     def __init__(
-        self, trainer: ContrastTrainer, job: Job, contrast: ContrastConfig, run: PruneRunConfig, *, snapshots: int
+        self,
+        trainer: ContrastTrainer,
+        job: Job,
+        contrast: ContrastConfig,
+        run: PruneRunConfig,
+        teacher: PreTrainedModel,
+        *,
+        snapshots: int,
     ) -> None:
         dataset = trainer.train_dataset
         self.directory = job.directory
         self.contrast = contrast
         self.cache = cache_directory(run.cache_dir)
         self.classes = _classes(trainer.task, dataset, contrast)
-        wanted = set(contrast.sources)
-        representations = len(wanted - {"snapshots"}) + (snapshots if "snapshots" in wanted else 0)
-        width = trainer.model.config.hidden_size * np.dtype(contrast.bank_dtype).itemsize
-        self.rows_bytes = len(dataset) * width
-        self.snapshot_bytes = self.rows_bytes * snapshots if "snapshots" in wanted else 0
+        width = trainer.model.config.hidden_size
+        rows = RowSpec(rows=len(dataset), width=width, dtype=contrast.bank_dtype).nbytes
+        self.encodes_teacher = "finetuned" in contrast.sources or contrast.kd_weight > 0
+        self.fixed_bytes = rows * (self.encodes_teacher + ("pretrained" in contrast.sources))
+        self.snapshot_bytes = rows * snapshots * ("snapshots" in contrast.sources)
+        self.outputs_bytes = 0
+        if self.encodes_teacher:
+            width = output_width(teacher, trainer.task, dataset, trainer.data_collator)
+            self.outputs_bytes = RowSpec(rows=len(dataset), width=width, dtype=OUTPUTS).nbytes
         self.builder = SourceBuilder(
             task=trainer.task,
             dataset=dataset,
             config=contrast,
             pooling=trainer.reader.pooling,
             use_pooler=trainer.reader.use_pooler,
-            in_memory=self.rows_bytes * representations <= contrast.bank_memory_gb * 1e9,
+            in_memory=self._in_memory(contrast.bank_memory_gb * 1e9),
             collator=trainer.data_collator,
             batch_size=job.arguments.per_device_eval_batch_size,
             accelerator=trainer.accelerator,
@@ -190,12 +205,20 @@ class Sources:
         )
         self.snapshots = Bank(self.classes)
 
-    def cache_bytes(self, teacher: PreTrainedModel) -> int:
+    def _in_memory(self, limit: float) -> frozenset[str]:
+        """What fits ``limit`` bytes: representations first, of which a step reads many times the rows."""
+        chosen, left = set(), limit
+        kinds = {"representations": self.fixed_bytes + self.snapshot_bytes, "outputs": self.outputs_bytes}
+        for kind, needed in kinds.items():
+            if needed <= left:
+                chosen.add(kind)
+                left -= needed
+        return frozenset(chosen)
+
+    @property
+    def cache_bytes(self) -> int:
         """What :meth:`fill` leaves in the cache."""
-        sources, of_teacher = self.contrast.sources, 0
-        if "finetuned" in sources or self.contrast.kd_weight > 0:
-            of_teacher = self.rows_bytes + self.builder.outputs_bytes(teacher)
-        return of_teacher + self.rows_bytes * ("pretrained" in sources)
+        return self.fixed_bytes + self.outputs_bytes
 
     def fill(self, knowledge: Knowledge, teacher: PreTrainedModel, pretrained: PreTrainedModel) -> None:
         """Encodes the training set with the fixed models that the losses need; snapshots come while training."""
@@ -207,7 +230,7 @@ class Sources:
             knowledge.banks["pretrained"] = Bank(self.classes, [rows])
         if "snapshots" in sources:
             knowledge.banks["snapshots"] = self.snapshots
-        if "finetuned" in sources or self.contrast.kd_weight > 0:
+        if self.encodes_teacher:
             rows, outputs = self.builder.cached(teacher, self.cache, "encoding with the teacher", with_outputs=True)
             if "finetuned" in sources:
                 knowledge.banks["finetuned"] = Bank(self.classes, [rows])
@@ -228,9 +251,7 @@ class Sources:
         self.snapshots.files.append(rows)
 
 
-def _announce_disk(
-    job: Job, pruning: PruningConfig, model: PreTrainedModel, teacher: PreTrainedModel, sources: Sources
-) -> None:
+def _announce_disk(job: Job, pruning: PruningConfig, model: PreTrainedModel, sources: Sources) -> None:
     criterion = CRITERIA.get(pruning.method)
     scored = 0
     if criterion is not None:
@@ -244,7 +265,7 @@ def _announce_disk(
         copies=1 if criterion is not None else 3,  # the last stage's, this one's, and the result
         more={
             job.directory.path: {"snapshots": sources.snapshot_bytes},
-            sources.cache: {"banks": sources.cache_bytes(teacher)},
+            sources.cache: {"banks": sources.cache_bytes},
         },
     )
 

@@ -8,12 +8,14 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from contraprune.encoding import features_of, longest_first
 from contraprune.masking import MaskedLinear
+from contraprune.objectives import Draws
+from contraprune.processes import Batches, cut
 from contraprune.progress import progress as tracked
+from contraprune.seeding import seeded
 from contraprune.tasks import Task
 
 
@@ -41,32 +43,33 @@ def fisher_saliency(
     Args:
         linears: the matrices to rate, as masked layers with nothing masked yet.
         dataset: encoded training set; ``examples`` of it are drawn with ``seed``.
+        batch_size: of the batches that gradients are averaged over; processes share whole ones.
         temperature: softens the predictions that targets are drawn from.
 
     Returns:
-        Per matrix a tensor of its weight's shape; equal on every process.
+        Per matrix a tensor of its weight's shape; equal on every process, and however many there are.
     """
     was_training = model.training
     model.eval()
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(dataset), generator=generator)[:examples].tolist()
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:examples].tolist()
     subset = dataset.select(chosen)
     subset = subset.select(longest_first(subset["length"])).remove_columns(["length"])
-    loader = accelerator.prepare(
-        DataLoader(subset, batch_size=batch_size, collate_fn=collator, generator=torch.Generator())
-    )
+    batches = cut(len(subset), batch_size)
+    mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
+    loader = Batches(subset, [batches[number] for number in mine], collator=collator, accelerator=accelerator)
     squares = {name: torch.zeros_like(linear.weight) for name, linear in linears.items()}
     weights = [linear.weight for linear in linears.values()]
-    for batch in tracked(loader, "rating weights", show=progress):
+    for number, batch in zip(mine, tracked(loader, "rating weights", show=progress), strict=True):
         features = features_of(batch, task.objective)
         with accelerator.autocast():
             outputs = task.outputs(model(**features), features)
-        loss = task.objective.sampled_loss(outputs, batch, temperature=temperature, generator=generator)
+        draws = Draws(seeded(seed, number))  # of the batch alone: the same on whichever process it is
+        loss = task.objective.sampled_loss(outputs, batch, temperature=temperature, draws=draws)
         gradients = torch.autograd.grad(loss, weights)
         for square, gradient in zip(squares.values(), gradients, strict=True):
             square.add_(gradient.square())
     model.train(was_training)
     return {
-        name: linears[name].weight.detach().square() * accelerator.reduce(square, reduction="mean") / len(loader)
+        name: linears[name].weight.detach().square() * accelerator.reduce(square, reduction="sum") / len(batches)
         for name, square in squares.items()
     }

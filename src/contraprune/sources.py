@@ -17,13 +17,16 @@ from filelock import FileLock
 from torch import nn
 from transformers import PreTrainedModel
 
-from contraprune.bank import RowFile, RowSpec
+from contraprune.bank import DType, RowFile, RowSpec
 from contraprune.config import ContrastConfig
 from contraprune.encoding import Reader, encode, features_of
 from contraprune.errors import UserError
 from contraprune.objectives import Objective
 from contraprune.pooling import Pooling
 from contraprune.tasks import Task
+
+Collator = Callable[[list[dict[str, Any]]], Any]
+OUTPUTS: DType = "float32"
 
 
 def cache_directory(asked: str | None) -> Path:
@@ -60,6 +63,17 @@ def encoded_fingerprint(dataset: datasets.Dataset, objective: Objective) -> str:
     return digest.hexdigest()
 
 
+def output_width(model: PreTrainedModel, task: Task, dataset: datasets.Dataset, collator: Collator) -> int:
+    """Numbers that a task's outputs have for a row of the data set, encoded for ``model``."""
+    row = collator([dataset.remove_columns("length")[0]])
+    features = {name: value.to(model.device) for name, value in features_of(row, task.objective).items()}
+    was_training = model.training
+    with torch.no_grad():
+        outputs = task.outputs(model.eval()(**features), features)
+    model.train(was_training)
+    return outputs.shape[-1] * (max(dataset["length"]) if task.objective.per_token else 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceBuilder:
     """Encodes one training set with any model, into files that are reused when they are there.
@@ -67,7 +81,7 @@ class SourceBuilder:
     Attributes:
         dataset: the encoded training set.
         pooling, use_pooler: how representations are made (see ``Reader``).
-        in_memory: hold finished banks in memory rather than memory-mapped.
+        in_memory: which files to hold in memory (``"representations"``, ``"outputs"``); others are memory-mapped.
         writes: whether this process writes the files; the others read them.
         on_each_node: every node has files of its own.
     """
@@ -77,8 +91,8 @@ class SourceBuilder:
     config: ContrastConfig
     pooling: Pooling
     use_pooler: bool
-    in_memory: bool
-    collator: Callable[[list[dict[str, Any]]], Any]
+    in_memory: frozenset[str]
+    collator: Collator
     batch_size: int
     accelerator: Accelerator
     writes: bool
@@ -109,26 +123,12 @@ class SourceBuilder:
         }
         key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:20]
         reader = Reader(model, pooling=self.pooling, use_pooler=self.use_pooler)
-        width = self._output_width(model) if with_outputs else None
+        width = output_width(model, self.task, self.dataset, self.collator) if with_outputs else None
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{key}.lock") if self.writes else nullcontext():
             found = self.encode(model, reader, cache / key, provenance, description, outputs=width)
         reader.remove()
         return found
-
-    def outputs_bytes(self, model: PreTrainedModel) -> int:
-        """Bytes that the outputs of a model for the whole data set take."""
-        return RowSpec(rows=len(self.dataset), width=self._output_width(model), dtype="float32").nbytes
-
-    def _output_width(self, model: PreTrainedModel) -> int:
-        """Numbers that the task's outputs have for a row of the data set."""
-        row = self.collator([self.dataset.remove_columns("length")[0]])
-        features = {name: value.to(model.device) for name, value in features_of(row, self.task.objective).items()}
-        was_training = model.training
-        with torch.no_grad():
-            outputs = self.task.outputs(model.eval()(**features), features)
-        model.train(was_training)
-        return outputs.shape[-1] * (max(self.dataset["length"]) if self.task.objective.per_token else 1)
 
     def encode(
         self,
@@ -155,12 +155,14 @@ class SourceBuilder:
             "representations": RowSpec(rows=rows, width=int(model.config.hidden_size), dtype=self.config.bank_dtype)
         }
         if outputs is not None:
-            specs["outputs"] = RowSpec(rows=rows, width=outputs, dtype="float32")
+            specs["outputs"] = RowSpec(rows=rows, width=outputs, dtype=OUTPUTS)
         accelerator = self.accelerator
         first = accelerator.local_main_process_first if self.on_each_node else accelerator.main_process_first
         with first():  # the others find what the first process made
             files = {
-                name: RowFile.open(path / name, spec, in_memory=self.in_memory, provenance=provenance, advice=advice)
+                name: RowFile.open(
+                    path / name, spec, in_memory=name in self.in_memory, provenance=provenance, advice=advice
+                )
                 for name, spec in specs.items()
             }
         missing = torch.tensor(any(file is None for file in files.values()), dtype=torch.int, device=accelerator.device)
@@ -180,7 +182,7 @@ class SourceBuilder:
         description: str,
     ) -> dict[str, RowFile | None]:
         made = {
-            name: RowFile.create(path / name, spec, in_memory=self.in_memory)
+            name: RowFile.create(path / name, spec, in_memory=name in self.in_memory)
             for name, spec in specs.items()
             if self.writes
         }
@@ -204,6 +206,6 @@ class SourceBuilder:
         if self.writes:
             return dict(made)
         return {
-            name: RowFile.open(path / name, spec, in_memory=self.in_memory, provenance=provenance)
+            name: RowFile.open(path / name, spec, in_memory=name in self.in_memory, provenance=provenance)
             for name, spec in specs.items()
         }

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from contraprune.callbacks import NoLastCheckpoint
@@ -21,6 +20,7 @@ from contraprune.errors import UserError
 from contraprune.files import write_json
 from contraprune.jobs import Job
 from contraprune.preparation import Prepared, make_student, prepare
+from contraprune.processes import Batches, cut, part_of
 from contraprune.progress import progress
 from contraprune.pruning_config import PruningConfig
 from contraprune.runs import Stopwatch
@@ -184,31 +184,30 @@ class StageRunner:
         dataset = trainer.train_dataset
         order = np.random.default_rng([self.job.arguments.seed, stage.number]).permutation(len(dataset))
         subset = dataset.select(order[: self.structured.importance_examples])
-        loader = DataLoader(
+        batches = cut(len(subset), self.job.arguments.per_device_train_batch_size * accelerator.num_processes)
+        parts = [part_of(batch, accelerator) for batch in batches]
+        loader = Batches(
             subset.select(longest_first(subset["length"])).remove_columns(["length"]),
-            batch_size=self.job.arguments.per_device_train_batch_size,
-            collate_fn=trainer.data_collator,
-            generator=torch.Generator(),
+            [batch[part.first :][: part.size] for batch, part in zip(batches, parts, strict=True)],
+            collator=trainer.data_collator,
+            accelerator=accelerator,
         )
-        batches: Iterable[Any] = enumerate(
-            progress(
-                accelerator.prepare(loader),
-                f"stage {stage.number}: rating heads and neurons",
-                show=self.job.progress,
-            )
-        )
+        description = f"stage {stage.number}: rating heads and neurons"
 
-        def loss_of(numbered: tuple[int, dict[str, Tensor]]) -> Tensor:
-            number, batch = numbered
+        def loss_of(number_and_batch: tuple[int, dict[str, Tensor] | None]) -> Tensor | None:
+            number, batch = number_and_batch
+            if batch is None:
+                trainer.take_no_part_in_importance()
+                return None
             features = features_of(batch, trainer.task.objective)
             with accelerator.autocast():
                 outputs = trainer.task.outputs(model(**features), features)
-            return trainer.loss_for_importance(outputs, batch, (stage.number, number, 1))
+            return trainer.loss_for_importance(outputs, batch, parts[number], (stage.number, number, 1))
 
         return taylor_importance(
             model,
             layers,
-            batches,
+            enumerate(progress(loader, description, show=self.job.progress)),
             loss_of,
             reduce=lambda scores: accelerator.reduce(scores, reduction="sum"),
             normalise=self.structured.normalize_importance,

@@ -25,8 +25,11 @@ from contraprune.criteria.base import Criterion
 from contraprune.encoding import Reader, features_of, unpack_tokens
 from contraprune.errors import UserError
 from contraprune.files import replace_folder
+from contraprune.objectives import Draws
 from contraprune.prediction import evaluate
+from contraprune.processes import Part, gather_examples
 from contraprune.runs import checkpoints
+from contraprune.seeding import seeded
 from contraprune.tasks import Task
 
 PRUNING_STATE = "pruning.safetensors"
@@ -49,7 +52,7 @@ class EpochSampler(LengthGroupedSampler):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]))
+        self.generator = seeded(self.seed, self.epoch)
         grouped = list(super().__iter__())
         whole = len(grouped) // self.batch_size
         order = torch.randperm(whole, generator=self.generator).tolist()
@@ -252,8 +255,12 @@ class ContrastTrainer(TaskTrainer):
         self._parts_batches += 1
         return torch.stack([weight * value for weight, value in terms.values()]).sum()
 
-    def loss_for_importance(self, outputs: Tensor, inputs: Mapping[str, Tensor], draw: tuple[int, ...]) -> Tensor:
+    def loss_for_importance(
+        self, outputs: Tensor, inputs: Mapping[str, Tensor], part: Part, draw: tuple[int, ...]
+    ) -> Tensor:
         """The same loss outside training: what it is differentiated for is not logged.
+
+        It is the part's share in the loss of the whole batch: what all processes get adds up to that.
 
         Without targets it has, in their place, the loss against targets drawn from the model's own predictions:
         held to a teacher alone, a model that still equals it has no gradient, so that any unit would do.
@@ -264,11 +271,16 @@ class ContrastTrainer(TaskTrainer):
         losses = [weight * value for _, (weight, value) in self._terms(outputs, inputs, draw)]
         config, objective = self.contrast, self.task.objective
         if not objective.targets:
-            seed = int(np.random.SeedSequence([self.args.seed, *draw]).generate_state(1)[0])
-            generator = torch.Generator().manual_seed(seed)
-            sampled = objective.sampled_loss(outputs, inputs, temperature=config.kd_temperature, generator=generator)
+            draws = Draws(seeded(self.args.seed, *draw), part)
+            sampled = objective.sampled_loss(outputs, inputs, temperature=config.kd_temperature, draws=draws)
             losses.append(config.kd_weight * sampled)
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum() * part.share
+
+    def take_no_part_in_importance(self) -> None:
+        """What a process does that has no example of a batch, while the others compute its loss."""
+        device = self.args.device
+        anchors = torch.empty(0, self.model.config.hidden_size, device=device)
+        self._of_other_processes(anchors, torch.empty(0, dtype=torch.long, device=device))
 
     def _terms(
         self, outputs: Tensor, inputs: Mapping[str, Tensor], draw: tuple[int, ...]
@@ -321,10 +333,9 @@ class ContrastTrainer(TaskTrainer):
         if self.args.world_size == 1:
             rows, row_ids, all_ids = anchors.new_empty(0, anchors.shape[1]), ids.new_empty(0), ids
         else:
-            mine = F.normalize(anchors.detach().float(), dim=-1)
-            rows, all_ids = self.accelerator.gather((mine, ids))
-            elsewhere = torch.arange(len(all_ids), device=ids.device) // len(ids) != self.args.process_index
-            rows, row_ids = rows[elsewhere].cpu(), all_ids[elsewhere]
+            mine, most = F.normalize(anchors.detach().float(), dim=-1), self.args.train_batch_size
+            found = gather_examples(mine, ids, most=most, accelerator=self.accelerator)
+            rows, row_ids, all_ids = found.rows[found.elsewhere].cpu(), found.ids[found.elsewhere], found.ids
         classes, row_ids = self.knowledge.classes, row_ids.cpu()
         return Candidates(rows, row_ids, None if classes is None else classes[row_ids]), all_ids
 

@@ -83,6 +83,19 @@ def test_the_last_masks_have_the_density_end_the_noise_and_fold_exactly(released
     assert criterion.penalty() is None
 
 
+def test_when_every_gate_is_shut_the_penalty_brings_weights_back(released):
+    _, criterion = subject(released, density=0.1)
+    linear = criterion.linears["layer"]
+    linear.mask_scores.data.fill_(-9.0)
+    criterion.unit = 1.0
+    criterion.update_masks(Moment(step=5, total=10, warmup=0, cooldown=0, last=False))
+    assert not linear.mask.any()
+    weight, value = criterion.penalty()
+    (weight * value).backward()
+    assert weight < 0
+    assert (linear.mask_scores.grad < 0).all()  # a step against it opens gates
+
+
 @pytest.mark.parametrize("density", [0.05, 0.5])
 def test_scores_pushed_down_together_shut_the_gates_in_order(density):
     rank = torch.linspace(0, 1, 2001).view(1, 2001)

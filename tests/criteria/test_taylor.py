@@ -10,6 +10,7 @@ from contraprune.criteria.taylor import keep_after_removal, taylor_importance
 from contraprune.distillation import distillation_loss
 from contraprune.structure import find_layers
 from reference import golden_bert
+from tiny_models import FAMILIES, batch
 
 
 @pytest.mark.parametrize("normalise", [True, False])
@@ -79,6 +80,36 @@ def test_importance_under_the_full_loss_is_the_released_one(golden):
     for name, scores in (("head", found.heads), ("mlp", found.neurons)):
         expected = values[f"full_loss/{name}_norm"]
         torch.testing.assert_close(torch.stack(scores), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_processes_that_share_batches_find_what_one_process_finds():
+    """Two processes, played one after the other; of the last batch one has no example."""
+    model = FAMILIES["bert"].build()
+    layers = find_layers(model)
+    columns = {name: torch.cat([batch(seed)[name] for seed in (1, 2, 3)]) for name in batch()}
+    batches = [range(5), range(5, 10), range(10, 11)]
+
+    def loss_of(examples):
+        logits = model(**{name: column[list(examples)] for name, column in columns.items()}).logits
+        return F.cross_entropy(logits, torch.tensor([number % 3 for number in examples]))
+
+    def importance(parts, reduce):
+        found = taylor_importance(
+            model,
+            layers,
+            zip(batches, parts, strict=True),
+            lambda both: loss_of(both[1]) * len(both[1]) / len(both[0]) if both[1] else None,
+            reduce=reduce,
+            normalise=False,
+        )
+        return torch.cat([*found.heads, *found.neurons])
+
+    sent = []
+    importance([whole[3:] for whole in batches], lambda gradients: sent.append(gradients) or gradients)
+    found = importance([whole[:3] for whole in batches], lambda gradients: gradients + sent.pop(0))
+    expected = importance(batches, lambda gradients: gradients)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert expected.min() > 1e-4
 
 
 def test_layers_of_different_widths_compete_and_each_keeps_one():

@@ -93,18 +93,20 @@ class Penalised(Criterion):
 
     @torch.no_grad()
     def update_masks(self, moment: Moment) -> None:
-        density = self.config.density
+        final = self.config.density
         self._thin(moment)
-        masks = self.masks_of(density) if moment.last and density is not None else self.masks(moment)
+        masks = self.masks_of(final) if moment.last and final is not None else self.masks(moment)
         for name, mask in masks.items():
             self.linears[name].set_mask(mask)
         if moment.last:
             self.freeze()
-        elif density is None:
+        elif final is None:
             self.weight = self.scheduled_weight(moment)
         else:
-            wanted = moment.cubic(1.0, density)
-            self.pressure = steer(self.pressure, density=kept(masks.values()), wanted=wanted, steps=moment.total)
+            wanted = moment.cubic(1.0, final)
+            least = 1 / sum(mask.numel() for mask in masks.values())  # nothing kept: pressed as if one weight were
+            density = max(kept(masks.values()), least)
+            self.pressure = steer(self.pressure, density=density, wanted=wanted, steps=moment.total)
             self.weight = self.pressure.weight(self.unit)
 
     def _thin(self, moment: Moment) -> None:

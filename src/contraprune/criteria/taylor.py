@@ -1,5 +1,6 @@
 """First-order Taylor importance of heads and neurons (Molchanov et al. 2017; CAP-f, Xu et al. 2022)."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ def taylor_importance(
     model: PreTrainedModel,
     layers: list[Layer],
     batches: Iterable[Any],
-    loss_of: Callable[[Any], Tensor],
+    loss_of: Callable[[Any], Tensor | None],
     *,
     reduce: Callable[[Tensor], Tensor],
     normalise: bool,
@@ -33,19 +34,23 @@ def taylor_importance(
 
     Args:
         layers: ``find_layers(model)``.
-        loss_of: runs the model on a batch and gives its loss.
-        reduce: sums a tensor over processes.
+        loss_of: runs the model on this process's part of a batch and gives its part of the loss, None for no part;
+            over all processes these add up to the loss of the batch.
+        reduce: sums a tensor over processes; called once for every batch, which all of them go through together.
         normalise: divide each layer's scores by their L2 norm, heads and neurons apart.
     """
     was_training = model.training
     model.eval()
     with attach_gates(model, layers, requires_grad=True) as gates:
-        heads, neurons = ([torch.zeros_like(gate) for gate in group] for group in (gates.heads, gates.neurons))
+        none = [torch.zeros_like(gate).detach() for gate in (*gates.heads, *gates.neurons)]
+        lengths = [len(gate) for gate in none]
+        heads, neurons = none[: len(layers)], none[len(layers) :]
         for batch in batches:
-            of_heads, of_neurons = gates.gradients(loss_of(batch))
-            heads, neurons = accumulate(heads, of_heads), accumulate(neurons, of_neurons)
+            loss = loss_of(batch)
+            mine = none if loss is None else [*itertools.chain(*gates.gradients(loss))]
+            whole = reduce(torch.cat(mine)).split(lengths)  # before the absolute value: the gradient of the batch
+            heads, neurons = accumulate(heads, whole[: len(layers)]), accumulate(neurons, whole[len(layers) :])
     model.train(was_training)
-    heads, neurons = ([reduce(scores.detach()) for scores in group] for group in (heads, neurons))
     if normalise:
         heads, neurons = normalise_per_layer(heads), normalise_per_layer(neurons)
     return UnitImportance(heads, neurons)
