@@ -149,9 +149,11 @@ def test_an_interrupted_trial_is_open_and_its_process_ended(url):
     try:
         with pytest.raises(KeyboardInterrupt):
             trials.work(start, lambda name, code: "failed", lambda name: None, devices=[None])
+        assert processes[0].wait(timeout=10) < 0
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert processes[0].wait(timeout=10) < 0
+        for process in processes:
+            process.kill()
     assert trials.ends() == {"trial": None}  # no error to tell: it did not fail
 
 
