@@ -33,7 +33,6 @@ class SoftMovement(Penalised):
     density schedule: ``sigmoid(score) = rank / (1 - density) · final_threshold`` with ranks in [0, 1] from the
     importance of the weights; what learning changes, the steered penalty corrects. Without one they start
     at the rank minus a half, around the paper's zero.
-
     """
 
     settings: ClassVar[frozenset[str]] = Penalised.settings | {"final_threshold", "regularizer"}
