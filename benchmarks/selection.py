@@ -3,7 +3,9 @@
     python benchmarks/selection.py [--output FILE.json] [--threads 1] [--repeats 15]
 
 Every way builds the whole mask. Sort, topk and kthvalue build it from their threshold (and may keep too many
-where scores are tied, which keep_top does not). Repeats of all ways are interleaved, in one process.
+where scores are tied, which keep_top does not). ``again`` is keep_top with the memory of its last time, as in every
+step of a run but the first; scores without ties move to and fro by a thousandth meanwhile. Repeats of all ways are
+interleaved, in one process.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from contraprune.machine import describe
-from contraprune.selection import keep_top
+from contraprune.selection import Threshold, keep_top, keep_top_together
 
 SIZES = {"147k": (384, 384), "590k": (384, 1536), "2.36M": (768, 3072)}
 DENSITIES = (0.5, 0.1, 0.03)
@@ -49,21 +51,21 @@ def by_kthvalue(scores: Tensor, density: float) -> Tensor:
     return scores >= flat.kthvalue(len(flat) - int(density * len(flat)) + 1).values
 
 
-WAYS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "keep_top": keep_top,
-    "sort": by_sort,
-    "topk": by_topk,
-    "kthvalue": by_kthvalue,
-}
+def again(last: Threshold) -> Callable[[Tensor, float], Tensor]:
+    return lambda scores, density: keep_top_together([scores], density, last=last)[0]
 
 
-def measure(scores: Tensor, density: float, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each way."""
+WAYS = ("keep_top", "again", "sort", "topk", "kthvalue")
+
+
+def measure(scores: Tensor, moved: Tensor, density: float, repeats: int) -> dict[str, float]:
+    """Median milliseconds of each way; every other repeat sees the moved scores."""
+    ways = dict(zip(WAYS, (keep_top, again(Threshold()), by_sort, by_topk, by_kthvalue), strict=True))
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    for _ in range(repeats):
-        for name, way in WAYS.items():
+    for number in range(repeats):
+        for name, way in ways.items():
             start = perf_counter()
-            way(scores, density)
+            way(moved if number % 2 else scores, density)
             seconds[name].append(perf_counter() - start)
     return {name: round(1000 * median(values), 3) for name, values in seconds.items()}
 
@@ -78,10 +80,12 @@ def main() -> None:
     rows = []
     print(f"{'scores':>7} {'distribution':>13} {'density':>8}", *(f"{name:>10}" for name in WAYS), "keep_top/sort")
     for size, shape in SIZES.items():
+        noise = 1 + 1e-3 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
         for distribution, scores in distributions(shape).items():
+            moved = scores if distribution in ("ties", "all equal") else scores * noise
             for density in DENSITIES:
-                times = measure(scores, density, options.repeats)
-                ratios = {name: round(times["keep_top"] / times[name], 4) for name in WAYS if name != "keep_top"}
+                times = measure(scores, moved, density, options.repeats)
+                ratios = {name: round(times["keep_top"] / times[name], 4) for name in WAYS[2:]}
                 rows.append(
                     {
                         "scores": scores.numel(),

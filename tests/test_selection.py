@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import reference
 from contraprune import selection
-from contraprune.selection import keep_above, keep_top, keep_top_together, remove_lowest
+from contraprune.selection import Threshold, keep_above, keep_largest, keep_top, keep_top_together, remove_lowest
 
 # Few distinct values, so that ties at the threshold are the rule, beside arbitrary ones.
 tied = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, math.inf, -math.inf])
@@ -104,14 +104,50 @@ def test_large_matrices_equal_topk(distribution, density):
     assert torch.equal(kept.sort().values, matrix.flatten().topk(count).values.flip(0))
 
 
-@given(values=scores.filter(len), bracket=st.tuples(score, score).map(sorted), data=st.data())
+@given(values=scores.filter(lambda values: len(values) > 1), bracket=st.tuples(score, score), data=st.data())
 @settings(deadline=None, max_examples=400)
-def test_the_threshold_is_exact_whatever_the_bracket(values, bracket, data):
-    array, k = np.array(values, np.float32), data.draw(st.integers(1, len(values)))
+def test_the_masks_are_exact_whatever_the_bracket(values, bracket, data):
+    array, count = torch.tensor(values), data.draw(st.integers(1, len(values) - 1))
     cut = data.draw(st.integers(0, len(values)))
-    with mock.patch.object(selection, "_bracket", return_value=np.array(bracket, np.float32)):
-        threshold = selection._kth_largest([array[:cut], array[cut:]], k)
-    assert threshold == sorted(array, reverse=True)[k - 1]
+    with mock.patch.object(selection, "_bracket", return_value=bracket):
+        masks = keep_largest([array[:cut], array[cut:]], count)
+    assert torch.cat(masks).tolist() == reference.keep_largest(values, count)
+
+
+@given(steps=st.lists(st.tuples(scores, density), max_size=6), dtype=float_types)
+@settings(deadline=None, max_examples=400)
+def test_the_memory_of_the_last_time_never_changes_a_mask(steps, dtype):
+    last = Threshold()
+    for values, kept in steps:
+        tensor = torch.tensor(values, dtype=dtype)
+        (mask,) = keep_top_together([tensor], kept, last=last)
+        assert mask.tolist() == reference.keep_largest(tensor.tolist(), int(kept * len(values)))
+
+
+def test_slowly_changing_scores_are_sampled_once():
+    """As in a run of movement pruning: the memory serves all later steps, and reaches as far as the scores move."""
+    generator, last = torch.Generator().manual_seed(0), Threshold()
+    matrix = torch.rand(384, 384, generator=generator)
+    with mock.patch.object(selection, "_bracket", wraps=selection._bracket) as sampled:
+        for step in range(60):
+            kept = max(0.1, 1 - 0.02 * step - 0.01)
+            mask = keep_top_together([matrix], kept, last=last)[0]
+            assert torch.equal(mask, keep_top(matrix, kept)), step
+            matrix += 1e-3 * torch.randn(384, 384, generator=generator)
+    known = last.bracket()
+    assert sampled.call_count <= 60 + 3  # once a step without the memory; with it, where the density starts and stops
+    assert known is not None
+    low, high = known
+    assert 0 < high - low < 0.01
+
+
+@pytest.mark.parametrize("place", [0, 50, 99])
+def test_nan_is_refused_with_a_memory_too(place):
+    last, bad = Threshold(), torch.arange(100.0)
+    keep_top_together([bad], 0.5, last=last)
+    bad[place] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        keep_top_together([bad], 0.5, last=last)
 
 
 @pytest.mark.parametrize("density", [0.001, 0.03, 0.5, 0.999])
@@ -119,7 +155,7 @@ def test_the_bracket_is_narrow_and_right_whatever_the_columns(density):
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(384, 1536, generator=generator) + torch.arange(1536).remainder(24)
     flat, k = matrix.flatten().numpy(), int(density * matrix.numel())
-    low, high = selection._bracket([flat], k, len(flat))
+    low, high = selection._bracket([flat], k)
     assert low < np.sort(flat)[-k] < high
     assert np.count_nonzero((flat > low) & (flat < high)) < 0.05 * len(flat)
 

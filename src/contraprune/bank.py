@@ -176,7 +176,8 @@ class Bank:
         examples, copies = self.files[0].spec.rows, len(self.files)
         extra = rng.choice(examples, min(extra_examples // copies, examples), replace=False, shuffle=False)
         chosen = np.concatenate([ids.cpu().numpy(), extra])
-        rows = torch.stack([file[chosen] for file in self.files], dim=1).flatten(0, 1)
+        found = [file[chosen] for file in self.files]
+        rows = found[0] if copies == 1 else torch.stack(found, dim=1).flatten(0, 1)
         row_ids = torch.from_numpy(chosen).repeat_interleave(copies)
         return Candidates(rows, row_ids, None if self.labels is None else self.labels[row_ids])
 

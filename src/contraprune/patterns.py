@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from contraprune.selection import keep_largest, keep_top_together, refuse_nan
+from contraprune.selection import Threshold, keep_largest, keep_top_together, refuse_nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,11 @@ def units(shape: Sequence[int], pattern: Pattern | None) -> int:
 
 
 def keep_in_pattern(
-    scores: Sequence[Float[Tensor, "_out _in"]], density: float, pattern: Pattern | None
+    scores: Sequence[Float[Tensor, "_out _in"]],
+    density: float,
+    pattern: Pattern | None,
+    *,
+    last: Threshold | None = None,
 ) -> list[Bool[Tensor, "_out _in"]]:
     """The masks of the largest scores of all matrices together that a pattern allows.
 
@@ -81,16 +85,17 @@ def keep_in_pattern(
         pattern: with :class:`NOfM`, the best N of each group go last: above the pattern's own density groups are
             still being thinned (the pattern is not met yet), at it or below only the best N of a group stay.
             With :class:`Blocks`, a block's score is the sum over its weights. None: any weight may stay.
+        last: this selection's memory of its last time.
 
     Raises ValueError for a NaN among the scores or a density outside [0, 1].
     """
     match pattern:
         case None:
-            return keep_top_together(scores, density)
+            return keep_top_together(scores, density, last=last)
         case NOfM():
-            return _keep_n_of_m(scores, density, pattern)
+            return _keep_n_of_m(scores, density, pattern, last)
         case Blocks():
-            masks = keep_top_together([block_sums(matrix, pattern) for matrix in scores], density)
+            masks = keep_top_together([block_sums(matrix, pattern) for matrix in scores], density, last=last)
             return [spread(mask, pattern) for mask in masks]
 
 
@@ -122,7 +127,7 @@ def best_of_groups(scores: Float[Tensor, "_out _in"], pattern: NOfM) -> Bool[Ten
     return (better < pattern.keep).view(scores.shape)
 
 
-def _keep_n_of_m(scores: Sequence[Tensor], density: float, pattern: NOfM) -> list[Tensor]:
+def _keep_n_of_m(scores: Sequence[Tensor], density: float, pattern: NOfM, last: Threshold | None) -> list[Tensor]:
     if not 0 <= density <= 1:
         raise ValueError(f"density must lie in [0, 1], found {density}")
     refuse_nan(scores)
@@ -130,9 +135,8 @@ def _keep_n_of_m(scores: Sequence[Tensor], density: float, pattern: NOfM) -> lis
     count, of_best = int(density * sum(matrix.numel() for matrix in scores)), sum(int(mask.sum()) for mask in best)
     thinning = count >= of_best
     rivals = [~mask if thinning else mask for mask in best]
-    chosen = keep_largest(
-        [matrix[rival] for matrix, rival in zip(scores, rivals, strict=True)], count - of_best if thinning else count
-    )
+    compared = [matrix[rival] for matrix, rival in zip(scores, rivals, strict=True)]
+    chosen = keep_largest(compared, count - of_best if thinning else count, last=last)
     masks = []
     for mask, rival, stays in zip(best, rivals, chosen, strict=True):
         result = mask.clone() if thinning else torch.zeros_like(mask)

@@ -14,6 +14,28 @@ _SAMPLE_SIZE = 32768
 MIN_DENSITY = 0.005  # of every matrix, whatever the threshold
 
 
+class Threshold:
+    """Where a selection that is made again and again, of slowly changing scores, drew the line last time.
+
+    Given to every call, it makes the next one faster on a CPU, and never changes what is selected.
+    """
+
+    def __init__(self) -> None:
+        self._value: float | None = None
+        self._reach = 0.0
+
+    def bracket(self) -> tuple[float, float] | None:
+        """Two scores between which the line is likely to be now; None where nothing is known."""
+        return None if self._value is None else (self._value - self._reach, self._value + self._reach)
+
+    def moved(self, value: float, reach: float) -> None:
+        """Notes where it was drawn now, and how far off it may have been at first."""
+        if self._value is not None:  # where it stands still, scores are tied: it is looked for there only
+            reach = 0.0 if value == self._value else max(2 * abs(value - self._value), self._reach / 2)
+        known = math.isfinite(value) and math.isfinite(reach)
+        self._value, self._reach = (value, reach) if known else (None, 0.0)
+
+
 def keep_top(scores: Float[Tensor, "*shape"], density: float) -> Bool[Tensor, "*shape"]:
     """The mask of the ``int(density * scores.numel())`` largest scores, exactly that many, on their device.
 
@@ -24,20 +46,25 @@ def keep_top(scores: Float[Tensor, "*shape"], density: float) -> Bool[Tensor, "*
     return keep_top_together([scores], density)[0]
 
 
-def keep_top_together(scores: Sequence[Float[Tensor, "..."]], density: float) -> list[Bool[Tensor, "..."]]:
+def keep_top_together(
+    scores: Sequence[Float[Tensor, "..."]], density: float, *, last: Threshold | None = None
+) -> list[Bool[Tensor, "..."]]:
     """The masks of the ``int(density * total)`` largest scores of all matrices together (global scope).
 
-    All matrices are on one device. Among equal scores earlier matrices come first, then lower flat indices.
+    All matrices are on one device. Among equal scores earlier matrices come first, then lower flat indices. ``last``
+    is this selection's memory of its last time.
 
     Raises ValueError for a NaN among the scores or a density outside [0, 1].
     """
     if not 0 <= density <= 1:
         raise ValueError(f"density must lie in [0, 1], found {density}")
-    return keep_largest(scores, int(density * sum(matrix.numel() for matrix in scores)))
+    return keep_largest(scores, int(density * sum(matrix.numel() for matrix in scores)), last=last)
 
 
-def keep_largest(scores: Sequence[Float[Tensor, "..."]], count: int) -> list[Bool[Tensor, "..."]]:
-    """The masks of exactly the ``count`` largest scores of all matrices together; ties as in :func:`keep_top`.
+def keep_largest(
+    scores: Sequence[Float[Tensor, "..."]], count: int, *, last: Threshold | None = None
+) -> list[Bool[Tensor, "..."]]:
+    """The masks of exactly the ``count`` largest scores of all matrices together; see :func:`keep_top_together`.
 
     Raises ValueError for a NaN among the scores.
     """
@@ -45,12 +72,14 @@ def keep_largest(scores: Sequence[Float[Tensor, "..."]], count: int) -> list[Boo
     total = sum(matrix.numel() for matrix in values)
     dtype = torch.float64 if any(matrix.dtype == torch.float64 for matrix in values) else torch.float32
     flat = [matrix.flatten().to(dtype) for matrix in values]
-    refuse_nan(flat)
     if count in (0, total):
+        refuse_nan(flat)
         return [torch.full_like(matrix, count > 0, dtype=torch.bool) for matrix in values]
     if all(matrix.device.type == "cpu" for matrix in flat):
-        masks = [torch.from_numpy(mask) for mask in _largest_numpy([matrix.numpy() for matrix in flat], count)]
+        found = _largest_numpy([matrix.numpy() for matrix in flat], count, last or Threshold())
+        masks = [torch.from_numpy(mask) for mask in found]
     else:
+        refuse_nan(flat)
         masks = list(_largest_torch(torch.cat(flat), count).split([len(matrix) for matrix in flat]))
     return [mask.view(matrix.shape) for mask, matrix in zip(masks, values, strict=True)]
 
@@ -138,25 +167,73 @@ def _largest_torch(flat: Float[Tensor, " total"], count: int) -> Bool[Tensor, " 
     return mask
 
 
-def _largest_numpy(chunks: list[np.ndarray], count: int) -> list[np.ndarray]:
-    """For CPUs, where a few vectorised comparisons beat every selection; 0 < count < total."""
-    threshold = _kth_largest(chunks, count)
-    masks = [chunk >= threshold for chunk in chunks]
-    excess = sum(int(np.count_nonzero(mask)) for mask in masks) - count
-    for chunk, mask in zip(reversed(chunks), reversed(masks), strict=True):
-        if excess == 0:
-            break
-        excess -= _drop_last_ties(chunk, mask, threshold, excess)
+def _largest_numpy(chunks: list[np.ndarray], count: int, last: Threshold) -> list[np.ndarray]:
+    """For CPUs, where a few vectorised comparisons beat every selection; 0 < count < total.
+
+    Two scores bracket the threshold, and only what lies between is looked at. The bracket is that of the last time,
+    else one guessed from a sample, else everything.
+
+    Raises ValueError for a NaN.
+    """
+    known = last.bracket()
+    masks = None if known is None else _largest_within(chunks, count, known, last)
+    if masks is None:
+        masks = _largest_within(chunks, count, _bracket(chunks, count), last)
+    if masks is None:
+        masks = _largest_within(chunks, count, (-math.inf, math.inf), last)
+    assert masks is not None
     return masks
 
 
-def _drop_last_ties(chunk: np.ndarray, mask: np.ndarray, threshold: np.floating, excess: int) -> int:
-    """Clear, in place, the last ``excess`` scores equal to ``threshold``, or all; returns how many it were."""
-    tied = chunk == threshold
-    number = int(np.count_nonzero(tied))
-    begin = _position(tied, number - excess) if number > excess else 0
-    np.greater(chunk[begin:], threshold, out=mask[begin:])
-    return min(number, excess)
+def _largest_within(
+    chunks: list[np.ndarray], count: int, bracket: tuple[float, float], last: Threshold
+) -> list[np.ndarray] | None:
+    """The masks, or None where the threshold lies outside of the bracket (two scores, both included)."""
+    low, high = map(chunks[0].dtype.type, bracket)
+    masks, places = [], []
+    for chunk in chunks:
+        mask = chunk >= high
+        settled = np.empty(_in_words(len(chunk)), dtype=bool)
+        settled[len(chunk) :] = True
+        np.less_equal(chunk, low, out=settled[: len(chunk)])
+        settled[: len(chunk)] |= mask
+        masks.append(mask)
+        places.append(_false_places(settled))
+    undecided = np.concatenate([chunk[place] for chunk, place in zip(chunks, places, strict=True)])
+    if np.isnan(undecided).any():  # each NaN is there, because it compares with nothing
+        raise ValueError("there is a NaN among the scores")
+    excess, threshold = _kept(masks) - count, high
+    if -excess > len(undecided):
+        threshold, masks = low, [chunk >= low for chunk in chunks]
+        excess = _kept(masks) - count
+    elif excess < 0:
+        rank = len(undecided) + excess
+        threshold = np.partition(undecided, rank)[rank]
+        stay = undecided >= threshold
+        excess += int(np.count_nonzero(stay))
+        for mask, place, mine in zip(masks, places, np.split(stay, np.cumsum([*map(len, places)])[:-1]), strict=True):
+            mask[place[mine]] = True
+    if not _drop_last_ties(chunks, masks, threshold, excess):
+        return None
+    last.moved(float(threshold), (float(high) - float(low)) / 2)
+    return masks
+
+
+def _kept(masks: list[np.ndarray]) -> int:
+    return sum(int(np.count_nonzero(mask)) for mask in masks)
+
+
+def _drop_last_ties(chunks: list[np.ndarray], masks: list[np.ndarray], threshold: np.floating, excess: int) -> bool:
+    """Clears, in place, the last ``excess`` of the kept scores that equal ``threshold``; false: there are fewer."""
+    for chunk, mask in zip(reversed(chunks), reversed(masks), strict=True):
+        if excess <= 0:
+            break
+        tied = chunk == threshold
+        number = int(np.count_nonzero(tied))
+        begin = _position(tied, number - excess) if number > excess else 0
+        np.greater(chunk[begin:], threshold, out=mask[begin:])
+        excess -= min(number, excess)
+    return excess == 0
 
 
 def _position(flags: np.ndarray, rank: int) -> int:
@@ -172,35 +249,27 @@ def _position(flags: np.ndarray, rank: int) -> int:
     return begin + int(np.flatnonzero(flags[begin:end])[rank])
 
 
-def _kth_largest(chunks: list[np.ndarray], k: int) -> np.floating:
-    """The exact k-th largest score: a sample brackets it, and only what lies in the bracket is partitioned.
-
-    Where the sample misleads, everything is partitioned.
-    """
-    total = sum(map(len, chunks))
-    low, high = _bracket(chunks, k, total)
-    not_below_high = sum(int(np.count_nonzero(chunk >= high)) for chunk in chunks)
-    if k > not_below_high:
-        inside = np.concatenate([np.compress((chunk > low) & (chunk < high), chunk) for chunk in chunks])
-        rank = not_below_high + len(inside) - k
-        if rank >= 0:
-            return np.partition(inside, rank)[rank]
-        if k <= sum(int(np.count_nonzero(chunk >= low)) for chunk in chunks):
-            return low
-    elif k > sum(int(np.count_nonzero(chunk > high)) for chunk in chunks):
-        return high
-    return np.partition(np.concatenate(chunks), total - k)[total - k]
+def _in_words(size: int) -> int:
+    """The next multiple of eight."""
+    return -(-size // 8) * 8
 
 
-def _bracket(chunks: list[np.ndarray], k: int, total: int) -> tuple[np.floating, np.floating]:
+def _false_places(flags: np.ndarray) -> np.ndarray:
+    """The indices of the false ones among a multiple of eight flags, of which most are true: eight at a time."""
+    words = np.flatnonzero(flags.view(np.uint64) != 0x0101010101010101)
+    places = (words[:, None] * 8 + np.arange(8)).ravel()
+    return places[~flags[places]]
+
+
+def _bracket(chunks: list[np.ndarray], k: int) -> tuple[float, float]:
     """Two scores that the k-th largest lies between unless the sample is more than four deviations off."""
+    total = sum(map(len, chunks))
     # Odd, so that a power of two in the width of a matrix does not make the sample see few of its columns.
     step = max(1, total // _SAMPLE_SIZE) | 1
     sample = np.sort(np.concatenate([chunk[::step] for chunk in chunks]))
     share = (total - k) / total
     centre = share * len(sample)
     margin = 4 * math.sqrt(len(sample) * share * (1 - share)) + 2
-    infinity = sample.dtype.type(np.inf)
-    low = sample[int(centre - margin)] if centre > margin else -infinity
-    high = sample[int(centre + margin)] if centre + margin < len(sample) else infinity
+    low = float(sample[int(centre - margin)]) if centre > margin else -math.inf
+    high = float(sample[int(centre + margin)]) if centre + margin < len(sample) else math.inf
     return low, high

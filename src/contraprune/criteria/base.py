@@ -13,6 +13,7 @@ from contraprune.masking import MaskedLinear
 from contraprune.patterns import keep_in_pattern
 from contraprune.pruning_config import PruningConfig
 from contraprune.schedules import Moment
+from contraprune.selection import Threshold
 
 
 class Criterion(abc.ABC):
@@ -106,6 +107,10 @@ class Ranking(Criterion):
 
     settings: ClassVar[frozenset[str]] = frozenset(("scope", "pattern", "block"))
 
+    def __init__(self, linears: Mapping[str, MaskedLinear], config: PruningConfig) -> None:
+        super().__init__(linears, config)
+        self._last = {name: Threshold() for name in ("", *linears)}  # "": of all matrices together
+
     @abc.abstractmethod
     def importance(self, name: str) -> Float[Tensor, "out in"]:
         """The importance score of every weight of the matrix ``name``; higher stays. Called without gradients."""
@@ -115,9 +120,12 @@ class Ranking(Criterion):
         """Which weights stay at ``density``, the kept fraction in (0, 1]."""
         scores = {name: self.importance(name) for name in self.linears}
         if self.config.scope == "global":
-            masks = keep_in_pattern(list(scores.values()), density, self.config.shape)
+            masks = keep_in_pattern(list(scores.values()), density, self.config.shape, last=self._last[""])
             return dict(zip(scores, masks, strict=True))
-        return {name: keep_in_pattern([matrix], density, self.config.shape)[0] for name, matrix in scores.items()}
+        return {
+            name: keep_in_pattern([matrix], density, self.config.shape, last=self._last[name])[0]
+            for name, matrix in scores.items()
+        }
 
     def update_masks(self, moment: Moment) -> None:
         assert self.config.density is not None
