@@ -55,10 +55,9 @@ RUNS = {
     "rte": _glue("rte", rows=2490, pruning=3),
     "stsb": _glue("stsb"),
     "squad": Run(
-        data="--task=squad --data_dir={made_up}/squad --max_length=256 --max_eval_samples=400 --bf16=true "
-        "--per_device_train_batch_size=16",
-        teacher="--max_train_samples=2000 --num_train_epochs=1 --learning_rate=2e-4",
-        prune="--max_train_samples=640 --num_train_epochs=1 --density=0.5",
+        data="--task=squad --data_dir={made_up}/squad --max_length=256 --bf16=true --per_device_train_batch_size=16",
+        teacher="--num_train_epochs=1 --learning_rate=2e-4",
+        prune="--max_train_samples=4000 --num_train_epochs=1 --density=0.5",
     ),
     "ner": _files("token_classification", "ner"),
     "multi_label": _files("multi_label", "multi_label", teacher=5, rows=3000, pruning=6),
