@@ -31,8 +31,6 @@ from contraprune.selection import remove_lowest
 from contraprune.shrinking import shrink
 from contraprune.structure import find_layers
 
-KINDS = ("heads", "neurons")
-
 
 class TimedStageRunner(structured.StageRunner):
     """Books the processor's seconds of every stage: importance, removal, snapshot, training, evaluation."""
@@ -55,19 +53,23 @@ class MaskingStageRunner(TimedStageRunner):
         if self.gates is None:
             self.gates = attach_gates(model, layers)
         importance = self.rate_units(stage, trainer, layers)
-        for kind, count in zip(KINDS, (stage.heads, stage.neurons), strict=True):
+        for kind in structured.KINDS:
             gates = getattr(self.gates, kind)
-            least = structured.fewest_units([getattr(layer, kind) for layer in layers], kind)
             scores = torch.stack(getattr(importance, kind)).float()
-            alive = remove_lowest(scores, torch.stack(gates).bool(), count, keep_at_least=least)
+            alive = remove_lowest(scores, torch.stack(gates).bool(), self.surplus(kind), **self.limits(kind, layers))
             for gate, row in zip(gates, alive, strict=True):
                 gate.copy_(row)
+
+    def units(self) -> dict[str, int]:
+        if self.gates is None:
+            return super().units()
+        return {kind: sum(int(gate.sum()) for gate in getattr(self.gates, kind)) for kind in structured.KINDS}
 
     def run(self, stage: Any) -> None:
         super().run(stage)
         if stage.number == len(self.structured.fractions()):
             assert self.gates is not None
-            keep = [[gate.bool() for gate in getattr(self.gates, kind)] for kind in KINDS]
+            keep = [[gate.bool() for gate in getattr(self.gates, kind)] for kind in structured.KINDS]
             self.gates.remove()
             shrink(self.prepared.model, find_layers(self.prepared.model), *keep)
 

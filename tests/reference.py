@@ -50,6 +50,26 @@ def remove_lowest(importance, alive, count, *, keep_at_least):
     return alive
 
 
+def remove_lowest_by_groups(importance, alive, count, *, keep_at_least, divisor):
+    """One group at a time, that of lowest mean; of all moments on the way the first that is nearest to ``count``."""
+    alive = [[bool(unit) for unit in layer] for layer in alive]
+    moments = [(count, alive)]
+    while True:
+        spare = []
+        for layer, flags in enumerate(alive):
+            left = sorted((importance[layer][unit], unit) for unit in range(len(flags)) if flags[unit])
+            group = left[: len(left) % divisor or divisor]
+            if left and len(left) - len(group) >= keep_at_least:
+                spare.append((sum(value for value, _ in group) / len(group), layer, [unit for _, unit in group]))
+        if not spare:
+            return min(moments, key=lambda moment: moment[0])[1]
+        _, layer, group = min(spare)
+        alive = [[flag and (row != layer or unit not in group) for unit, flag in enumerate(flags)]
+                 for row, flags in enumerate(alive)]  # fmt: skip
+        gone = sum(map(sum, moments[0][1])) - sum(map(sum, alive))
+        moments.append((abs(gone - count), alive))
+
+
 def contrastive_terms(
     anchors: Tensor,
     ids: Tensor,

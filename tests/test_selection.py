@@ -269,6 +269,24 @@ def test_remove_lowest_equals_one_unit_at_a_time(table, count, keep_at_least, dt
     assert torch.equal(alive, before)
 
 
+@given(
+    layers=st.lists(st.tuples(st.lists(st.integers(-4, 4), min_size=7, max_size=7), st.integers(0, 127)), min_size=1),
+    share=st.floats(0, 1),
+    keep_at_least=st.integers(0, 3),
+    divisor=st.integers(2, 4),
+)
+@settings(deadline=None, max_examples=300)
+def test_remove_lowest_with_a_divisor_equals_one_group_at_a_time(layers, share, keep_at_least, divisor):
+    table = [[12.0 * value for value in row] for row, _ in layers]  # so that every mean is a whole number
+    alive = [[bool(flags >> unit & 1) for unit in range(7)] for _, flags in layers]
+    count = int(share * sum(max(0, sum(flags) - keep_at_least) for flags in alive))
+    after = remove_lowest(torch.tensor(table), torch.tensor(alive), count, keep_at_least=keep_at_least, divisor=divisor)
+    options = {"keep_at_least": keep_at_least, "divisor": divisor}
+    assert after.tolist() == reference.remove_lowest_by_groups(table, alive, count, **options)
+    for before, left in zip(map(sum, alive), after.sum(dim=1).tolist(), strict=True):
+        assert left == before or (left % divisor == 0 and left >= keep_at_least)
+
+
 def test_nan_importance_matters_only_for_living_units():
     importance, alive = torch.tensor([[math.nan, 1.0, 2.0]]), torch.tensor([[False, True, True]])
     assert remove_lowest(importance, alive, 1).tolist() == [[False, False, True]]

@@ -70,6 +70,25 @@ def test_stages_must_end_at_the_density():
         plan(stages="10,60")
 
 
+@pytest.mark.parametrize("divisor", [5, 12])
+def test_every_layer_keeps_a_multiple_of_neurons(options, divisor):
+    """What the first stage is off by, the second makes up for."""
+    results = contraprune.prune(**options, neuron_divisor=divisor)
+    stages = [stage["neurons"] for stage in results["stages"]]
+    assert all(layer % divisor == 0 or layer == 32 for stage in stages for layer in stage)
+    assert len({layer for stage in stages for layer in stage}) > 2
+    for stage, planned in zip(stages, (96, 64), strict=True):  # of 4 layers of 32
+        assert abs(sum(stage) - planned) <= divisor / 2
+    assert sizes(contraprune.load(options["output_dir"]))[1] == stages[-1]
+
+
+def test_a_divisor_of_more_than_a_layer_is_refused():
+    with pytest.raises(UserError, match="--neuron_divisor: expected at most 20, the neurons of a layer, found 32"):
+        plan(neuron_divisor=32)
+    with pytest.raises(UserError, match="--neuron_divisor: expected at least 1, found 0"):
+        plan(neuron_divisor=0)
+
+
 def test_stages_alone_say_the_density(options):
     results = contraprune.prune(
         **{key: options[key] for key in options if key not in ("density", "num_stages")}, stages="25,50"
@@ -111,11 +130,11 @@ def test_a_run_removes_units_for_good_and_reports_every_stage(options):
     assert all("loss_snapshots_unsupervised" in entry for entry in second)
 
 
-@pytest.mark.parametrize(("stage", "at_step"), [(1, 2), (2, 0), (2, 3)])
+@pytest.mark.parametrize(("stage", "at_step", "divisor"), [(1, 2, 1), (2, 0, 8), (2, 3, 1)])
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
-    options, tmp_path, monkeypatch, stage, at_step
+    options, tmp_path, monkeypatch, stage, at_step, divisor
 ):
-    options = options | {"save_strategy": "steps", "save_steps": 1}
+    options = options | {"save_strategy": "steps", "save_steps": 1, "neuron_divisor": divisor}
     contraprune.prune(**(options | {"output_dir": str(tmp_path / "whole")}))
     step = ContrastTrainer.training_step
     trainings = set()

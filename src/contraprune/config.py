@@ -132,12 +132,18 @@ class StructuredConfig:
     num_stages: int = setting(9, "Number of equal stages down to --density.")
     head_density: float | None = setting(None, "Fraction of the heads to keep. Default: --density.")
     neuron_density: float | None = setting(None, "Fraction of the FFN neurons to keep. Default: --density.")
+    neuron_divisor: int = setting(
+        1,
+        "Leave every layer a multiple of so many neurons, as near to the density as that allows: 16 for kernels that "
+        "are faster then.",
+    )
     importance_examples: int = setting(2048, "Training examples from which each stage's importance scores come.")
     normalize_importance: bool = setting(True, "Divide each layer's importance scores by their L2 norm.")
 
     def __post_init__(self) -> None:
         _require(self.num_stages >= 1, "num_stages", "at least 1", self.num_stages)
-        _require(self.importance_examples >= 1, "importance_examples", "at least 1", self.importance_examples)
+        for flag in ("importance_examples", "neuron_divisor"):
+            _require(getattr(self, flag) >= 1, flag, "at least 1", getattr(self, flag))
         for flag in ("head_density", "neuron_density"):
             value = getattr(self, flag)
             _require(value is None or 0 < value <= 1, flag, "a fraction in (0, 1]", value)
@@ -155,6 +161,10 @@ class StructuredConfig:
             return [stage / self.num_stages for stage in range(1, self.num_stages + 1)]
         percents = self.percents()
         return [percent / percents[-1] for percent in percents]
+
+    def divisor(self, kind: str) -> int:
+        """What the number of units of a kind in a layer is a multiple of: of ``heads`` or ``neurons``."""
+        return self.neuron_divisor if kind == "neurons" else 1
 
     def complete(self, pruning: PruningConfig) -> PruningConfig:
         """With the density that ``--stages`` says, or the default, where a method of stages was given none."""

@@ -1,11 +1,12 @@
 """Which weights, heads or neurons stay. Exact counts, ties included, and never a full sort of weights."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 # Scores looked at to guess where the threshold lies. More of them cost more to sort and leave fewer scores
@@ -115,11 +116,16 @@ def remove_lowest(
     count: int,
     *,
     keep_at_least: int = 1,
+    divisor: int = 1,
 ) -> Shaped[Tensor, "layers units"]:
     """A copy of ``alive`` (non-zero: living) without its ``count`` least important living units.
 
     Units of all layers compete. In every layer the ``keep_at_least`` most important living units are out of
     reach, dead ones do not count. Among equals the lower flat index goes first.
+
+    With a ``divisor``, the layers it takes from are left with multiples of that: their least important units go
+    together, that many at a time (the first time what is over), and compete with their mean; as near to ``count`` go
+    as that allows.
 
     Raises ValueError when fewer than ``count`` units are within reach or a living unit's importance is NaN.
 
@@ -138,10 +144,35 @@ def remove_lowest(
             f"cannot remove {count} units: of {int(living.sum())} living ones only {len(candidates)} may go "
             f"while each of {len(alive)} layers keeps at least {keep_at_least}"
         )
-    lowest = importance.flatten()[candidates].argsort(stable=True)[:count]
+    if divisor == 1:
+        lowest = candidates[importance.flatten()[candidates].argsort(stable=True)[:count]]
+    else:
+        groups = [
+            group
+            for row, units in enumerate(order)
+            for group in _groups(units[living[row, units]] + row * len(units), keep_at_least, divisor)
+        ]
+        lowest = _nearest(groups, importance.flatten(), count)
     survivors = alive.flatten().clone()
-    survivors[candidates[lowest]] = 0
+    survivors[lowest] = 0
     return survivors.view(alive.shape)
+
+
+def _groups(units: Int[Tensor, " living"], keep_at_least: int, divisor: int) -> list[Int[Tensor, " _group"]]:
+    """The units of a layer, least important first, cut so that a multiple of ``divisor`` is left after each part."""
+    sizes = [len(units) % divisor] * (len(units) % divisor > 0) + [divisor] * (len(units) // divisor)
+    ends = itertools.accumulate(sizes)
+    return [part for part, end in zip(units.split(sizes), ends, strict=True) if len(units) - end >= keep_at_least]
+
+
+def _nearest(
+    groups: list[Int[Tensor, " _group"]], importance: Float[Tensor, " units"], count: int
+) -> Int[Tensor, " chosen"]:
+    """The units of the groups of lowest mean importance, as near to ``count`` of them as whole groups come."""
+    ranked = sorted(groups, key=lambda group: float(importance[group].mean()))
+    gone = [0, *itertools.accumulate(len(group) for group in ranked)]
+    best = min(range(len(gone)), key=lambda number: abs(gone[number] - count))
+    return torch.cat([groups[0][:0], *ranked[:best]]) if groups else torch.empty(0, dtype=torch.long)
 
 
 def refuse_nan(scores: Sequence[Float[Tensor, "..."]]) -> None:

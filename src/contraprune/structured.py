@@ -30,6 +30,8 @@ from contraprune.shrinking import shrink
 from contraprune.structure import Layer, find_layers
 from contraprune.trainer import ContrastTrainer
 
+KINDS = ("heads", "neurons")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -50,6 +52,12 @@ def plan_stages(layers: Sequence[Layer], pruning: PruningConfig, structured: Str
     """
     assert pruning.density is not None
     final = 100 * (1 - pruning.density)
+    narrowest = min((layer.neurons.num_units for layer in layers), default=0)
+    if structured.neuron_divisor > max(1, narrowest):
+        raise UserError(
+            f"--neuron_divisor: expected at most {max(1, narrowest)}, the neurons of a layer, found "
+            f"{structured.neuron_divisor}"
+        )
     if structured.stages is not None and abs(structured.percents()[-1] - final) > 1e-6:
         raise UserError(
             f"--stages {structured.stages}: ends at {structured.percents()[-1]:g} % removed, but --density "
@@ -57,7 +65,13 @@ def plan_stages(layers: Sequence[Layer], pruning: PruningConfig, structured: Str
         )
     fractions = structured.fractions()
     removals = {
-        kind: _removals([getattr(layer, kind) for layer in layers], fractions, own or pruning.density, kind)
+        kind: _removals(
+            [getattr(layer, kind) for layer in layers],
+            fractions,
+            own or pruning.density,
+            kind,
+            structured.divisor(kind),
+        )
         for kind, own in (("heads", structured.head_density), ("neurons", structured.neuron_density))
     }
     return [
@@ -68,22 +82,22 @@ def plan_stages(layers: Sequence[Layer], pruning: PruningConfig, structured: Str
     ]
 
 
-def _removals(groups: Sequence[Any], fractions: Sequence[float], density: float, kind: str) -> list[int]:
+def _removals(groups: Sequence[Any], fractions: Sequence[float], density: float, kind: str, divisor: int) -> list[int]:
     total = sum(group.num_units for group in groups)
     percents = [round(100 * (1 - density) * fraction, 9) for fraction in fractions]
     try:
-        return units_per_stage(total, percents, keep_at_least=len(groups) * fewest_units(groups, kind))
+        return units_per_stage(total, percents, keep_at_least=len(groups) * fewest_units(groups, kind, divisor))
     except ValueError as error:
-        flag = f"{kind.removesuffix('s')}_density"
+        flag, least = f"{kind.removesuffix('s')}_density", "one" if divisor == 1 else divisor
         raise UserError(
-            f"--density {density:g}: every one of the {len(groups)} layers keeps at least one of its {kind}, but "
+            f"--density {density:g}: every one of the {len(groups)} layers keeps at least {least} of its {kind}, but "
             f"{error}; raise --density or --{flag}"
         ) from error
 
 
-def fewest_units(groups: Sequence[Any], kind: str) -> int:
+def fewest_units(groups: Sequence[Any], kind: str, divisor: int = 1) -> int:
     """Every layer keeps a head; an FFN may go as a whole where the model runs without."""
-    return 0 if kind == "neurons" and all(group.may_be_empty for group in groups) else 1
+    return 0 if kind == "neurons" and all(group.may_be_empty for group in groups) else divisor
 
 
 def prune_units(
@@ -122,6 +136,8 @@ class StageRunner:
         self.job = prepared.job
         self.structured = structured
         self.weights_before = _encoder_weights(prepared.model)
+        self.units_before = self.units()
+        self.units_planned = dict.fromkeys(KINDS, 0)  # to be removed by the stages up to now
         self.records: list[dict[str, Any]] = []
         self.job.directory.stages.mkdir(parents=True, exist_ok=True)
 
@@ -129,6 +145,8 @@ class StageRunner:
         """Snapshot, importance, removal, retraining, evaluation; then the model as it is goes to disk."""
         folder = self.job.directory.stages / f"{stage.number:02d}"
         record = folder / "stage.json"
+        for kind in KINDS:
+            self.units_planned[kind] += getattr(stage, kind)
         if stage.number > 1:
             self._snapshot(stage, now=not record.is_file())
         if record.is_file():
@@ -163,21 +181,32 @@ class StageRunner:
         choice = folder / "kept.json"
         if choice.is_file():
             kept = json.loads(choice.read_text(encoding="utf-8"))
-            keep = [[torch.tensor(units, dtype=torch.bool) for units in kept[kind]] for kind in ("heads", "neurons")]
+            keep = [[torch.tensor(units, dtype=torch.bool) for units in kept[kind]] for kind in KINDS]
         else:
             importance = self.rate_units(stage, trainer, layers)
             keep = [
-                keep_after_removal(
-                    getattr(importance, kind),
-                    count,
-                    keep_at_least=fewest_units([getattr(layer, kind) for layer in layers], kind),
-                )
-                for kind, count in (("heads", stage.heads), ("neurons", stage.neurons))
+                keep_after_removal(getattr(importance, kind), self.surplus(kind), **self.limits(kind, layers))
+                for kind in KINDS
             ]
             lists = [[mask.int().tolist() for mask in group] for group in keep]
             if self.job.main:
-                write_json(choice, dict(zip(("heads", "neurons"), lists, strict=True)))
+                write_json(choice, dict(zip(KINDS, lists, strict=True)))
         shrink(model, layers, *[[mask.to(model.device) for mask in group] for group in keep])
+
+    def units(self) -> dict[str, int]:
+        """How many heads and neurons are left."""
+        layers = find_layers(self.prepared.model)
+        return {kind: sum(getattr(layer, kind).num_units for layer in layers) for kind in KINDS}
+
+    def surplus(self, kind: str) -> int:
+        """How many are to go now: what the plan says, and what earlier stages left or took in excess of it."""
+        return max(0, self.units()[kind] - (self.units_before[kind] - self.units_planned[kind]))
+
+    def limits(self, kind: str, layers: list[Layer]) -> dict[str, int]:
+        """What every layer keeps, as :func:`contraprune.selection.remove_lowest` takes it."""
+        divisor = self.structured.divisor(kind)
+        least = fewest_units([getattr(layer, kind) for layer in layers], kind, divisor)
+        return {"keep_at_least": least, "divisor": divisor}
 
     def rate_units(self, stage: Stage, trainer: ContrastTrainer, layers: list[Layer]) -> UnitImportance:
         model, accelerator = self.prepared.model, trainer.accelerator

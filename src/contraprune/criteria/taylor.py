@@ -57,9 +57,11 @@ def taylor_importance(
 
 
 def keep_after_removal(
-    importance: list[Float[Tensor, " _units"]], count: int, *, keep_at_least: int
+    importance: list[Float[Tensor, " _units"]], count: int, *, keep_at_least: int, divisor: int = 1
 ) -> list[Bool[Tensor, " _units"]]:
     """Which units of each layer stay when the ``count`` least important of all layers go.
+
+    See :func:`contraprune.selection.remove_lowest`.
 
     Raises:
         ValueError: so many cannot go while every layer keeps ``keep_at_least``.
@@ -70,5 +72,5 @@ def keep_after_removal(
     for row, scores in enumerate(importance):
         table[row, : len(scores)] = scores.float().cpu()
         alive[row, : len(scores)] = True
-    kept = remove_lowest(table, alive, count, keep_at_least=keep_at_least)
+    kept = remove_lowest(table, alive, count, keep_at_least=keep_at_least, divisor=divisor)
     return [kept[row, : len(scores)] for row, scores in enumerate(importance)]
