@@ -13,10 +13,10 @@ back when it needs them (Linux).
 ``encoding``: filling a bank against nothing but the forward passes of the same batches, and of batches in the order
 of the data.
 
-Variants take turns in one process; a ratio is the median over the rounds of that of the medians of one round. On a CPU
-with one thread time is the processor's, which other work on the machine changes least; else it is wall time. Freed
-memory is kept, as in every run of ``contraprune`` (--stock_allocator: it is not). Parts that FILE.json holds from
-before stay in it.
+Variants take turns in one process, over the same batches; a ratio is the median over all steps, each against the other
+variant's with the same batch in the same round. On a CPU with one thread time is the processor's, which other work on
+the machine changes least; else it is wall time. Freed memory is kept, as in every run of ``contraprune``
+(--stock_allocator: it is not). Parts that FILE.json holds from before stay in it.
 """
 
 import argparse
@@ -73,22 +73,18 @@ def now() -> float:
 class StepTimes(TrainerCallback):
     """Seconds from the beginning of each step to that of the next: all that happens in between counts."""
 
-    rounds: list[list[float]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     started: list[float] = field(default_factory=list)
 
-    @property
-    def seconds(self) -> list[float]:
-        return [step for steps in self.rounds for step in steps]
-
     def over(self, other: "StepTimes") -> float:
-        pairs = zip(self.rounds, other.rounds, strict=True)
-        return round(median(median(mine) / median(theirs) for mine, theirs in pairs), 3)
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return round(median(mine / theirs for mine, theirs in pairs), 3)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started.append(now())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.rounds.append(np.diff(self.started)[WARM_UP:].tolist())
+        self.seconds += np.diff(self.started)[WARM_UP:].tolist()
         self.started.clear()
 
 
