@@ -1,10 +1,11 @@
 """What cannot be pruned as asked is refused as soon as the models are there."""
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 import contraprune
-from contraprune import UserError, sources
+from contraprune import UserError, prediction, sources
 from contraprune.jobs import Job
 from tiny_tasks import SENTIMENTS, family_models
 
@@ -71,3 +72,12 @@ def test_the_model_that_is_pruned_is_the_one_that_is_checked(tiny_options, tiny,
         contraprune.prune(**options, start_from="pretrained")
     with pytest.raises(AssertionError, match="too late"):  # it passes, and the run goes on
         contraprune.prune(**options, overwrite=True)
+
+
+def test_a_teacher_that_names_its_labels_wrongly_is_refused(tiny_options, monkeypatch):
+    def turned(model, task, encoded, *arguments, **options):
+        return [np.eye(2)[1 - label] for label in encoded["labels"]], 0.0
+
+    monkeypatch.setattr(prediction, "predict", turned)
+    with pytest.raises(UserError, match=r"teacher: its outputs are read as .* correct id2label in its config\.json"):
+        contraprune.prune(**tiny_options)

@@ -13,17 +13,22 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from contraprune.encoding import features_of, longest_first, readable
+from contraprune.errors import UserError
 from contraprune.progress import progress as tracked
 from contraprune.tasks import Task
 from contraprune.tasks.base import Collator
 
 
 class Evaluation(NamedTuple):
-    """Metrics by name, the mean loss against the targets, and the seconds the forward passes took."""
+    """Metrics by name, the mean loss against the targets, the seconds the forward passes took, and what they gave.
+
+    ``outputs`` are those of :func:`predict`, by split.
+    """
 
     metrics: dict[str, float]
     loss: float
     seconds: float
+    outputs: dict[str, Sequence[np.ndarray]]
 
 
 def evaluate(
@@ -44,20 +49,25 @@ def evaluate(
     Args:
         task: as the model answers it (``task.for_model``).
         encoded: every evaluation split, encoded.
+
+    Raises:
+        UserError: an output is not a number, or infinite.
     """
     metrics: dict[str, float] = {}
     losses = []
+    found = {}
     seconds = 0.0
     for split, rows in encoded.items():
         start = time.perf_counter()
         outputs, loss = predict(model, task, rows, collator, batch_size=batch_size, progress=progress)
         seconds += time.perf_counter() - start
         losses.append(loss)
+        found[split] = outputs
         scores = task.metrics(outputs, rows, task.evaluation[split])
         first = {task.main_metric: scores[task.main_metric]}
         suffix = f"_{split.removeprefix('validation_')}" if len(encoded) > 1 else ""
         metrics |= {f"{name}{suffix}": value for name, value in (first | scores).items()}
-    return Evaluation(metrics, float(np.mean(losses)), seconds)
+    return Evaluation(metrics, float(np.mean(losses)), seconds, found)
 
 
 def predict(
@@ -72,6 +82,9 @@ def predict(
     """Outputs in the order of the rows, without padding, and the mean loss against the targets.
 
     Batches are sorted by length, so that there is little padding.
+
+    Raises:
+        UserError: an output is not a number, or infinite.
     """
     was_training = model.training
     model.eval()
@@ -80,10 +93,13 @@ def predict(
     mine = order[state.process_index :: state.num_processes]
     rows = readable(encoded, model, task.objective).select(mine).remove_columns(["length", "idx"])
     passes = _passes(model, task, rows, collator, batch_size=batch_size, progress=progress and state.is_main_process)
-    answers = [(index, *answer) for index, answer in zip(mine, passes, strict=True)]
+    own = [(index, *answer) for index, answer in zip(mine, passes, strict=True)]
     model.train(was_training)
-    gathered = sorted(gather_object(answers), key=lambda answer: answer[0])
-    return [outputs for _, outputs, _ in gathered], float(np.mean([loss for _, _, loss in gathered]))
+    gathered = sorted(gather_object(own), key=lambda answer: answer[0])
+    answers = [outputs for _, outputs, _ in gathered]
+    if not all(np.isfinite(outputs).all() for outputs in answers):
+        raise UserError("the model's outputs are not finite numbers: its weights are damaged, or its training diverged")
+    return answers, float(np.mean([loss for _, _, loss in gathered]))
 
 
 @torch.inference_mode()

@@ -133,7 +133,8 @@ def prepare(
     sources = Sources(trainer, job, contrast, run, teacher, snapshots=snapshots)
     _announce_disk(job, pruning, model, sources)
     job.lap("load")
-    teacher_metrics = job.evaluate(teacher).metrics
+    found = job.evaluate(teacher)
+    job.task.check_answers(found.outputs, name=run.teacher)
     job.lap("teacher")
     sources.fill(knowledge, teacher, pretrained)
     job.lap("encode")
@@ -146,7 +147,7 @@ def prepare(
         contrast=contrast,
         knowledge=knowledge,
         sources=sources,
-        teacher_metrics=teacher_metrics,
+        teacher_metrics=found.metrics,
     )
 
 

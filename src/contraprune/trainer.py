@@ -104,6 +104,7 @@ class TaskTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The task's metrics on its evaluation splits, and the mean loss against their targets."""
+        self.refuse_divergence()
         found = evaluate(
             self.model,
             self.task,

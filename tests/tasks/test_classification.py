@@ -478,3 +478,44 @@ def test_labels_that_do_not_match(task, model):
     message = str(caught.value)
     assert message.startswith(f"some/model: expected a model with the {len(task)} labels '{task[0]}', ")
     assert f"found {len(model)}: '{model[0]}', " in message
+
+
+def answers(predicted, classes):
+    return {"validation": [np.eye(classes, dtype=np.float32)[label] for label in predicted]}
+
+
+def read_by(order, labels, names=("entailment", "neutral", "contradiction")):
+    rows = Dataset.from_dict({"label": labels})
+    return TextClassification(
+        name="t", train=None, evaluation={"validation": rows}, label_names=names, main_metric="accuracy",
+        fingerprint="", label_order=order, text_columns=("sentence",),
+    )  # fmt: skip
+
+
+def test_a_teacher_whose_labels_stand_in_another_order_is_refused():
+    labels = [0, 1, 2, 0, 1, 2, 1] * 6
+    shuffled = [(label + 1) % 3 for label in labels]
+    refused = (
+        r"^m: its outputs are read as 'entailment', 'neutral', 'contradiction', with an accuracy of 0.00 "
+        r"\(validation\); as 'contradiction', 'entailment', 'neutral' it would be 1.00: correct id2label in its "
+        r"config\.json$"
+    )
+    with pytest.raises(UserError, match=refused):
+        read_by((0, 1, 2), labels).check_answers(answers(shuffled, 3), name="m")
+    turned = "read as 'contradiction', 'entailment', 'neutral', .* as 'neutral', 'contradiction', 'entailment' it would"
+    with pytest.raises(UserError, match=turned):  # the order is that of the model's outputs
+        read_by((1, 2, 0), labels).check_answers(answers(shuffled, 3), name="m")
+
+
+@pytest.mark.parametrize(
+    "predicted",
+    [
+        [0, 1, 2, 0, 1, 2, 1] * 6,  # right
+        [1] * 42,  # the same answer to everything
+        [0] * 42,
+        [2, 1, 0, 0, 1, 2, 1] * 6,  # two classes taken for each other now and then
+        [0, 0, 0, 1, 1, 1, 2] * 6,  # no better than chance in any order
+    ],
+)
+def test_a_teacher_that_is_only_bad_is_not(predicted):
+    read_by((0, 1, 2), [0, 1, 2, 0, 1, 2, 1] * 6).check_answers(answers(predicted, 3), name="m")

@@ -113,6 +113,16 @@ class Task(abc.ABC):
             dataset: one of the evaluation splits.
         """
 
+    def check_answers(self, outputs: Mapping[str, Sequence[np.ndarray]], *, name: str) -> None:  # noqa: B027
+        """Refuses a teacher, ``name`` in messages, whose answers contradict the names of its labels.
+
+        Args:
+            outputs: as for :meth:`metrics`, by evaluation split.
+
+        Raises:
+            UserError: they do.
+        """
+
 
 class Layout(abc.ABC):
     """In which columns of a data set what stands: makes a :class:`Task` of its rows.

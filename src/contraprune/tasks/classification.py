@@ -7,13 +7,15 @@ from typing import Any, ClassVar, Self, final
 import numpy as np
 from datasets import Dataset, Features, Value
 from jaxtyping import Float, Int
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedTokenizerBase
 
+from contraprune.errors import UserError
 from contraprune.objectives import OneLabel
 from contraprune.tasks.base import Flags, Layout, Task
-from contraprune.tasks.files import Rows
+from contraprune.tasks.files import Rows, shown
 from contraprune.tasks.labels import label_ids, label_values, match_labels, name_labels, named_ids
 from contraprune.tasks.texts import text_columns, tokenize
 
@@ -57,6 +59,24 @@ class TextClassification(Task):
         elif self.main_metric == "matthews_correlation":
             scores["matthews_correlation"] = float(matthews_corrcoef(labels, predicted))
         return scores
+
+    def check_answers(self, outputs: Mapping[str, Sequence[np.ndarray]], *, name: str) -> None:
+        """A model that is far better when its outputs are taken for other labels has them in another order."""
+        for split, rows in outputs.items():
+            counts = confusion_matrix(
+                self.evaluation[split]["label"], np.asarray(rows).argmax(axis=-1), labels=range(len(self.label_names))
+            )
+            _, better = linear_sum_assignment(counts, maximize=True)
+            accuracies = [c / counts.sum() for c in (np.trace(counts), counts[range(len(better)), better].sum())]
+            constant = counts.sum(axis=1).max() / counts.sum()
+            if accuracies[1] - accuracies[0] < 0.2 or accuracies[1] < constant + max(0.1, counts.sum() ** -0.5):
+                continue
+            read = np.asarray(self.label_order or range(len(better)))
+            orders = [[self.label_names[label] for label in np.argsort(index)] for index in (read, read[better])]
+            raise UserError(
+                f"{name}: its outputs are read as {shown(orders[0])}, with an accuracy of {accuracies[0]:.2f} "
+                f"({split}); as {shown(orders[1])} it would be {accuracies[1]:.2f}: correct id2label in its config.json"
+            )
 
 
 def label_options(label_names: Sequence[str], problem_type: str) -> dict[str, Any]:
