@@ -113,3 +113,27 @@ def test_all_scores_of_a_block_feel_the_penalty_alike(kind):
     for linear in criterion.linears.values():
         assert obeys(linear.mask_scores.grad, criterion)
         assert (linear.mask_scores.grad[linear.mask_scores < 5] > 0).all()
+
+
+@both
+def test_a_last_mask_far_from_what_the_penalty_reached_is_said(kind):
+    criterion = subject(kind, density=0.25)
+    criterion.update_masks(moment(0))
+    for linear in criterion.linears.values():
+        linear.mask_scores.data += 20.0  # all open
+    with pytest.warns(
+        UserWarning, match=r"density to 1\.000 when .* rest of the way to --density 0\.25 was cut at once"
+    ):
+        criterion.update_masks(moment(20))
+
+
+@both
+def test_a_penalty_that_did_its_work_is_not_warned_about(kind, recwarn):
+    criterion = subject(kind, density=0.25)
+    criterion.update_masks(moment(0))
+    for linear in criterion.linears.values():  # open or shut for good
+        flat = linear.mask_scores.data.flatten()
+        flat.fill_(-20.0)[: flat.numel() // 4] = 20.0
+        linear.mask_scores.data.copy_(flat.view(linear.mask_scores.shape))
+    criterion.update_masks(moment(20))
+    assert not recwarn

@@ -2,6 +2,7 @@
 
 import abc
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
@@ -17,6 +18,8 @@ from contraprune.pruning_config import PruningConfig
 from contraprune.schedules import Moment
 from contraprune.selection import keep_largest
 from contraprune.steering import Pressure, steer
+
+_FAR = 0.05  # of the density: more than this between what the penalty reached and --density is said
 
 
 class Penalised(Criterion):
@@ -95,7 +98,10 @@ class Penalised(Criterion):
     def update_masks(self, moment: Moment) -> None:
         final = self.config.density
         self._thin(moment)
-        masks = self.masks_of(final) if moment.last and final is not None else self.masks(moment)
+        masks = self.masks(moment)
+        if moment.last and final is not None:
+            _warn_if_far(kept(masks.values()), final)
+            masks = self.masks_of(final)
         for name, mask in masks.items():
             self.linears[name].set_mask(mask)
         if moment.last:
@@ -148,6 +154,15 @@ class Penalised(Criterion):
         self.pressure = Pressure(integral=integral, value=value)
         if frozen:
             self.freeze()
+
+
+def _warn_if_far(reached: float, density: float) -> None:
+    if abs(reached - density) > _FAR * density:
+        warnings.warn(
+            f"the penalty had brought the density to {reached:.3f} when the masks became final; the rest of the way to "
+            f"--density {density:g} was cut at once; train longer (--num_train_epochs) or shorten --freeze_masks",
+            stacklevel=3,
+        )
 
 
 def kept(masks: Iterable[Tensor]) -> float:
