@@ -13,13 +13,13 @@ OPTIONS = {"density": 0.1, "output_dir": "run"}
 RECORD = {"command": "prune", "data": "fingerprint"}
 
 
-def claim(path, density=0.1, *, overwrite=False):
+def claim(path, density=0.1, *, newer=1, overwrite=False):
     """Claims a directory as a process would that then ends."""
     directory = RunDirectory(path)
     try:
-        return directory.claim(
-            OPTIONS | {"density": density}, RECORD, identity=frozenset({"density"}), overwrite=overwrite
-        )
+        options = OPTIONS | {"density": density, "newer": newer}
+        same = {"identity": frozenset({"density", "newer"}), "defaults": {"newer": 1}}
+        return directory.claim(options, RECORD, **same, overwrite=overwrite)
     finally:
         directory.release()
 
@@ -34,6 +34,14 @@ def begun(tmp_path):
 
 def names(path):
     return sorted(file.name for file in path.iterdir())
+
+
+def test_an_option_that_an_earlier_version_did_not_know_had_its_default(begun):
+    config = begun / "config.yaml"
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("newer")))
+    assert claim(begun) == "interrupted"
+    with pytest.raises(UserError, match="newer was 1, now 2"):
+        claim(begun, newer=2)
 
 
 def test_a_directory_is_new_then_interrupted_then_finished(begun):
@@ -89,7 +97,7 @@ def test_overwriting_that_is_interrupted_can_be_repeated(begun, monkeypatch, mom
 
 def test_a_second_claim_is_refused_until_the_first_is_released(begun):
     first = RunDirectory(begun)
-    first.claim(OPTIONS, RECORD, identity=frozenset(), overwrite=False)
+    first.claim(OPTIONS, RECORD, identity=frozenset(), defaults={}, overwrite=False)
     with pytest.raises(UserError, match=r"run: process \d+ on \S+ is writing to it"):
         claim(begun)
     first.release()

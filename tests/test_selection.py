@@ -287,6 +287,15 @@ def test_remove_lowest_with_a_divisor_equals_one_group_at_a_time(layers, share, 
         assert left == before or (left % divisor == 0 and left >= keep_at_least)
 
 
+@pytest.mark.parametrize(("units", "count", "divisor"), [(19, 13, 16), (29, 20, 16), (50, 31, 7)])
+def test_rounding_of_means_leaves_multiples_too(units, count, divisor):
+    for value in (0.1, 0.3, 1 / 3, 0.7):
+        left = remove_lowest(
+            torch.full((1, units), value), torch.ones(1, units).bool(), count, keep_at_least=0, divisor=divisor
+        )
+        assert int(left.sum()) % divisor == 0
+
+
 def test_nan_importance_matters_only_for_living_units():
     importance, alive = torch.tensor([[math.nan, 1.0, 2.0]]), torch.tensor([[False, True, True]])
     assert remove_lowest(importance, alive, 1).tolist() == [[False, False, True]]

@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 import contraprune
 from contraprune import UserError, prediction
 from contraprune.config import StructuredConfig
+from contraprune.criteria.taylor import keep_after_removal
 from contraprune.pruning_config import PruningConfig
+from contraprune.shrinking import shrink
 from contraprune.structure import find_layers
-from contraprune.structured import plan_stages
+from contraprune.structured import StageRunner, plan_stages
 from contraprune.trainer import ContrastTrainer
 from tiny_models import FAMILIES
 
@@ -82,11 +84,59 @@ def test_every_layer_keeps_a_multiple_of_neurons(options, divisor):
     assert sizes(contraprune.load(options["output_dir"]))[1] == stages[-1]
 
 
+def test_a_model_with_an_emptied_layer_can_be_pruned_again_by_a_divisor():
+    model = FAMILIES["bert"].build()
+    layers = find_layers(model)
+    keep = [torch.ones(20).bool(), torch.zeros(20).bool(), torch.arange(20) < 16]
+    shrink(model, layers, [torch.ones(4).bool()] * 3, keep)
+    pruning = PruningConfig(method="taylor", density=0.5)
+    stages = plan_stages(find_layers(model), pruning, StructuredConfig(num_stages=1, neuron_divisor=8))
+    assert [stage.neurons for stage in stages] == [18]
+    importance = [torch.rand(20), torch.rand(0), torch.rand(16)]
+    left = [int(mask.sum()) for mask in keep_after_removal(importance, 18, keep_at_least=0, divisor=8)]
+    assert left[1] == 0
+    assert left[0] in (0, 8, 16, 20)
+    assert left[2] in (0, 8, 16)
+
+
+def test_where_an_ffn_has_to_stay_a_multiple_of_it_does():
+    layers = find_layers(FAMILIES["gpt2"].build())
+    width = layers[0].neurons.num_units
+    assert not layers[0].neurons.may_be_empty
+    structured = StructuredConfig(head_density=0.5, neuron_density=0.1, neuron_divisor=4)
+    with pytest.raises(UserError, match=f"every one of the {len(layers)} layers keeps at least 4 of its neurons"):
+        plan_stages(layers, PruningConfig(method="taylor", density=0.5), structured)
+    kept = keep_after_removal([torch.rand(width) for _ in layers], width, keep_at_least=4, divisor=4)
+    assert all(int(mask.sum()) >= 4 and int(mask.sum()) % 4 == 0 for mask in kept)
+
+
 def test_a_divisor_of_more_than_a_layer_is_refused():
-    with pytest.raises(UserError, match="--neuron_divisor: expected at most 20, the neurons of a layer, found 32"):
+    with pytest.raises(
+        UserError, match="--neuron_divisor: expected at most 20, the neurons of the widest layer, found"
+    ):
         plan(neuron_divisor=32)
     with pytest.raises(UserError, match="--neuron_divisor: expected at least 1, found 0"):
         plan(neuron_divisor=0)
+
+
+def test_units_are_rated_with_the_teachers_head_where_the_models_own_is_random(options, monkeypatch):
+    heads = []
+    rate = StageRunner.rate_units
+
+    def rated(self, stage, trainer, layers):
+        heads.append(self.prepared.model.classifier.weight.detach().clone())
+        return rate(self, stage, trainer, layers)
+
+    monkeypatch.setattr(StageRunner, "rate_units", rated)
+    contraprune.prune(**options, start_from="pretrained", contrast="none")
+    teacher = load_file(Path(options["teacher"]) / "model.safetensors")
+    assert torch.equal(heads[0], teacher["classifier.weight"])
+    assert not torch.equal(heads[1], heads[0])
+
+
+def test_importance_that_overflowed_is_refused(options):
+    with pytest.raises(UserError, match="stage 1: the importance of heads and neurons is not a number"):
+        contraprune.prune(**options, ce_weight=1e39, contrast="none")
 
 
 def test_stages_alone_say_the_density(options):

@@ -134,8 +134,8 @@ class StructuredConfig:
     neuron_density: float | None = setting(None, "Fraction of the FFN neurons to keep. Default: --density.")
     neuron_divisor: int = setting(
         1,
-        "Leave every layer a multiple of so many neurons, as near to the density as that allows: 16 for kernels that "
-        "are faster then.",
+        "Leave a multiple of so many neurons in every layer that loses some, as near to the density as that allows; "
+        "matrix products are faster with multiples of 16.",
     )
     importance_examples: int = setting(2048, "Training examples from which each stage's importance scores come.")
     normalize_importance: bool = setting(True, "Divide each layer's importance scores by their L2 norm.")
@@ -425,9 +425,14 @@ def _check_training(arguments: TrainingArguments) -> None:
         if value and value != "false":
             raise UserError(f"--{name} {value}: not supported: {reason}")
     _check_hub(arguments)
-    for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"):
+    for name in (
+        "learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+    ):  # fmt: skip
         value = getattr(arguments, name)
         _require(value is None or 0 < value < math.inf, name, "a positive number", value)
+    workers = arguments.dataloader_num_workers
+    _require(workers >= 0, "dataloader_num_workers", "a number from 0", workers)
     for name in ("seed", "data_seed"):
         value = getattr(arguments, name)
         _require(value is None or 0 <= value < 2**32, name, "a number from 0 to 4294967295", value)

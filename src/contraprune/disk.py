@@ -24,11 +24,17 @@ def checkpoint_bytes(model: nn.Module, *, scored_weights: int = 0, learned_score
     return weights + 8 * trained + scored_weights * (1 + 12 * learned_scores)
 
 
+def steps(arguments: TrainingArguments, examples: int) -> tuple[int, int]:
+    """Optimiser steps of an epoch, and of the whole training."""
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    of_epoch = max(1, math.ceil(examples / batch))
+    total = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * of_epoch)
+    return of_epoch, total
+
+
 def most_checkpoints(arguments: TrainingArguments, examples: int) -> int:
     """How many checkpoints of one training are on disk at once: those that are kept, and the one being written."""
-    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    steps_per_epoch = max(1, math.ceil(examples / batch))
-    total = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * steps_per_epoch)
+    steps_per_epoch, total = steps(arguments, examples)
     every = arguments.save_steps if arguments.save_steps >= 1 else max(1, math.ceil(arguments.save_steps * total))
     written = {"no": 1, "steps": total // int(every), "epoch": math.ceil(total / steps_per_epoch)}  # no: Ctrl-C's
     saves = max(1, written.get(arguments.save_strategy.value, total))

@@ -90,7 +90,8 @@ class Job:
         status: list[Any] = [None]
         if arguments.process_index == 0:
             identity = frozenset(resolved) - NOT_IDENTITY
-            status = [directory.claim(resolved, record, identity=identity, overwrite=run.overwrite)]
+            defaults = {field.name: field.default for part in (run, *settings) for field in dataclasses.fields(part)}
+            status = [directory.claim(resolved, record, identity=identity, defaults=defaults, overwrite=run.overwrite)]
         broadcast_object_list(status)
         main = arguments.process_index == 0
         return cls(

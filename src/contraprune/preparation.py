@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,13 +96,13 @@ def prepare(
     pruning: PruningConfig,
     contrast: ContrastConfig,
     *,
-    snapshots: int,
+    snapshots: Callable[[int], int],
     check: Callable[[PreTrainedModel], object],
 ) -> Prepared:
     """Loads teacher and pre-trained model, evaluates the teacher, and fills the banks of both.
 
     Args:
-        snapshots: how many snapshots there will be at most, for planning memory.
+        snapshots: how many snapshots there will be at most with so many training examples, for planning memory.
         check: raises UserError for a model that cannot be pruned as asked; called before anything is encoded.
 
     Raises:
@@ -118,6 +118,8 @@ def prepare(
     _check_sizes(teacher, pretrained, run)
     require_padding(tokenizer, teacher.config, pretrained.config, name=run.teacher)
     start = teacher if pruning.start_from == "teacher" else pretrained
+    if start is pretrained and pruning.method == "taylor":  # which rates the units before anything has trained
+        _take_over(new_weights, teacher, pretrained)
     check(start)
     job.encode_for(teacher, tokenizer, run.teacher)
     contrast = _without_repetition(contrast, teacher, pretrained)
@@ -130,7 +132,7 @@ def prepare(
     knowledge = Knowledge(banks={}, teacher_outputs=None, classes=None)
     options = job.trainer_options(model, tokenizer)
     trainer = ContrastTrainer(**options, contrast=contrast, knowledge=knowledge, reader=reader)
-    sources = Sources(trainer, job, contrast, run, teacher, snapshots=snapshots)
+    sources = Sources(trainer, job, contrast, run, teacher, snapshots=snapshots(len(trainer.train_dataset)))
     _announce_disk(job, pruning, model, sources)
     job.lap("load")
     found = job.evaluate(teacher)
@@ -149,6 +151,14 @@ def prepare(
         sources=sources,
         teacher_metrics=found.metrics,
     )
+
+
+@torch.no_grad()
+def _take_over(names: Iterable[str], teacher: PreTrainedModel, pretrained: PreTrainedModel) -> None:
+    """Gives the pre-trained model the teacher's weights where its own, the task's head, are random."""
+    found, mine = teacher.state_dict(), pretrained.state_dict()
+    for name in names:
+        mine[name].copy_(found[name])
 
 
 def make_student(model: PreTrainedModel, pruning: PruningConfig) -> None:

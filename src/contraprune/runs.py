@@ -55,6 +55,7 @@ class RunDirectory:
         record: Mapping[str, Any],
         *,
         identity: frozenset[str],
+        defaults: Mapping[str, Any],
         overwrite: bool,
     ) -> Literal["new", "interrupted", "finished"]:
         """Takes the directory for a run, or finds that the same run was here before; :meth:`release` comes at last.
@@ -63,6 +64,7 @@ class RunDirectory:
             options: the resolved settings, written to config.yaml so that ``--config`` repeats the run.
             record: versions, data fingerprint and so on, written under the key ``run``.
             identity: the options that make it the same run; others may differ.
+            defaults: what an option was, in effect, that an earlier version wrote no record of.
             overwrite: delete what an earlier run left.
 
         Raises:
@@ -74,19 +76,23 @@ class RunDirectory:
         self._refuse_foreign()
         self._acquire()
         try:
-            return self._claim(options, record, identity, overwrite)
+            if overwrite:
+                self._clear()
+            return self._claim(options, record, identity, defaults)
         except BaseException:
             self.release()
             raise
 
     def _claim(
-        self, options: Mapping[str, Any], record: Mapping[str, Any], identity: frozenset[str], overwrite: bool
+        self,
+        options: Mapping[str, Any],
+        record: Mapping[str, Any],
+        identity: frozenset[str],
+        defaults: Mapping[str, Any],
     ) -> Literal["new", "interrupted", "finished"]:
-        if overwrite:
-            self._clear()
         if self.config.is_file():
             try:
-                self._compare(options, record, identity)
+                self._compare(options, record, identity, defaults)
             except UserError:
                 if self._begun():
                     raise
@@ -140,16 +146,22 @@ class RunDirectory:
             (self.path / _LOCK).unlink(missing_ok=True)
             self._lock.release()
 
-    def _compare(self, options: Mapping[str, Any], record: Mapping[str, Any], identity: frozenset[str]) -> None:
+    def _compare(
+        self,
+        options: Mapping[str, Any],
+        record: Mapping[str, Any],
+        identity: frozenset[str],
+        defaults: Mapping[str, Any],
+    ) -> None:
         try:
             earlier = yaml.safe_load(self.config.read_text(encoding="utf-8"))
             before = earlier[RECORD]
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{self.config}: not the settings of a run; use --overwrite to replace it") from error
         differing = [
-            f"{key} was {earlier.get(key)!r}, now {options.get(key)!r}"
+            f"{key} was {earlier.get(key, defaults.get(key))!r}, now {options.get(key)!r}"
             for key in sorted(identity)
-            if earlier.get(key) != options.get(key)
+            if earlier.get(key, defaults.get(key)) != options.get(key)
         ]
         differing += [
             f"{key} was {before.get(key)!r}, now {record.get(key)!r}"

@@ -147,12 +147,13 @@ def remove_lowest(
     if divisor == 1:
         lowest = candidates[importance.flatten()[candidates].argsort(stable=True)[:count]]
     else:
-        groups = [
-            group
-            for row, units in enumerate(order)
-            for group in _groups(units[living[row, units]] + row * len(units), keep_at_least, divisor)
-        ]
-        lowest = _nearest(groups, importance.flatten(), count)
+        groups: list[tuple[float, Tensor]] = []
+        for row, units in enumerate(order):
+            mine = _groups(units[living[row, units]] + row * len(units), keep_at_least, divisor)
+            means = [float(importance.flatten()[group].double().mean()) for group in mine]
+            # Rounding must not let a group go before those below it in its layer.
+            groups += zip(itertools.accumulate(means, max), mine, strict=True)
+        lowest = _nearest(groups, count)
     survivors = alive.flatten().clone()
     survivors[lowest] = 0
     return survivors.view(alive.shape)
@@ -165,14 +166,12 @@ def _groups(units: Int[Tensor, " living"], keep_at_least: int, divisor: int) -> 
     return [part for part, end in zip(units.split(sizes), ends, strict=True) if len(units) - end >= keep_at_least]
 
 
-def _nearest(
-    groups: list[Int[Tensor, " _group"]], importance: Float[Tensor, " units"], count: int
-) -> Int[Tensor, " chosen"]:
-    """The units of the groups of lowest mean importance, as near to ``count`` of them as whole groups come."""
-    ranked = sorted(groups, key=lambda group: float(importance[group].mean()))
+def _nearest(groups: list[tuple[float, Int[Tensor, " _group"]]], count: int) -> Int[Tensor, " chosen"]:
+    """The units of the groups of lowest importance, as near to ``count`` of them as whole groups come."""
+    ranked = [group for _, group in sorted(groups, key=lambda group: group[0])]
     gone = [0, *itertools.accumulate(len(group) for group in ranked)]
     best = min(range(len(gone)), key=lambda number: abs(gone[number] - count))
-    return torch.cat([groups[0][:0], *ranked[:best]]) if groups else torch.empty(0, dtype=torch.long)
+    return torch.cat([torch.empty(0, dtype=torch.long), *ranked[:best]])
 
 
 def refuse_nan(scores: Sequence[Float[Tensor, "..."]]) -> None:

@@ -52,11 +52,13 @@ def plan_stages(layers: Sequence[Layer], pruning: PruningConfig, structured: Str
     """
     assert pruning.density is not None
     final = 100 * (1 - pruning.density)
-    narrowest = min((layer.neurons.num_units for layer in layers), default=0)
-    if structured.neuron_divisor > max(1, narrowest):
+    widths = [layer.neurons.num_units for layer in layers]
+    may_go = all(layer.neurons.may_be_empty for layer in layers)
+    layer, width = ("widest", max(widths)) if may_go else ("narrowest", min(widths))
+    if structured.neuron_divisor > max(1, width):
         raise UserError(
-            f"--neuron_divisor: expected at most {max(1, narrowest)}, the neurons of a layer, found "
-            f"{structured.neuron_divisor}"
+            f"--neuron_divisor: expected at most {width}, the neurons of the {layer} layer, "
+            f"found {structured.neuron_divisor}"
         )
     if structured.stages is not None and abs(structured.percents()[-1] - final) > 1e-6:
         raise UserError(
@@ -104,12 +106,13 @@ def prune_units(
     job: Job, run: PruneRunConfig, pruning: PruningConfig, structured: StructuredConfig, contrast: ContrastConfig
 ) -> dict[str, Any]:
     """Runs one structured pruning job to its end; the content of ``results.json``."""
-    snapshots = len(structured.fractions()) - 1
 
     def planned(model: PreTrainedModel) -> list[Stage]:
         return plan_stages(find_layers(model), pruning, structured)
 
-    prepared = prepare(job, run, pruning, contrast, snapshots=snapshots, check=planned)
+    prepared = prepare(
+        job, run, pruning, contrast, snapshots=lambda examples: len(structured.fractions()) - 1, check=planned
+    )
     model = prepared.model
     before = parameter_counts(model)["all"]
     stages = StageRunner(prepared, structured)
@@ -233,7 +236,7 @@ class StageRunner:
                 outputs = trainer.task.outputs(model(**features), features)
             return trainer.loss_for_importance(outputs, batch, parts[number], (stage.number, number, 1))
 
-        return taylor_importance(
+        importance = taylor_importance(
             model,
             layers,
             enumerate(progress(loader, description, show=self.job.progress)),
@@ -241,6 +244,12 @@ class StageRunner:
             reduce=lambda scores: accelerator.reduce(scores, reduction="sum"),
             normalise=self.structured.normalize_importance,
         )
+        if any(scores.isnan().any() for scores in (*importance.heads, *importance.neurons)):
+            raise UserError(
+                f"stage {stage.number}: the importance of heads and neurons is not a number: the loss or its gradient "
+                "overflowed; use --bf16 instead of --fp16, or lower the weights of the losses"
+            )
+        return importance
 
     def _describe(self, stage: Stage, metrics: dict[str, float], seconds: dict[str, float]) -> dict[str, Any]:
         layers = find_layers(self.prepared.model)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from contraprune.callbacks import GradualPruning, Snapshots
 from contraprune.config import ContrastConfig, PruneRunConfig
 from contraprune.criteria import CRITERIA, Criterion
+from contraprune.disk import steps
 from contraprune.jobs import Job
 from contraprune.masking import MaskedLinear, check_maskable, mask_linears
 from contraprune.preparation import Prepared, prepare
@@ -26,13 +27,16 @@ SALIENCY_BATCH = 8
 
 def prune_weights(job: Job, run: PruneRunConfig, pruning: PruningConfig, contrast: ContrastConfig) -> dict[str, Any]:
     """Runs one unstructured pruning job to its end; the content of ``results.json``."""
-    snapshots = math.ceil(job.arguments.num_train_epochs) - 1
     criterion_class = CRITERIA[pruning.method]
 
     def check(model: PreTrainedModel) -> None:
         linears = _linears(model)
         check_maskable(linears)
         criterion_class.check({name: linear.weight.shape for name, linear in linears.items()}, pruning)
+
+    def snapshots(examples: int) -> int:
+        of_epoch, total = steps(job.arguments, examples)
+        return math.ceil(total / of_epoch) - 1
 
     prepared = prepare(job, run, pruning, contrast, snapshots=snapshots, check=check)
     model = prepared.model
