@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from contraprune.config import FinetuneArguments
-from contraprune.disk import announce, checkpoint_bytes, most_checkpoints, readable
+from contraprune.disk import announce, checkpoint_bytes, most_checkpoints, readable, steps
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,20 @@ from contraprune.disk import announce, checkpoint_bytes, most_checkpoints, reada
 def test_checkpoints_that_are_there_at_once(settings, expected):
     common = {"output_dir": "o", "use_cpu": True, "num_train_epochs": 3, "per_device_train_batch_size": 16}
     assert most_checkpoints(FinetuneArguments(**(common | settings)), 64) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (4, 12)),
+        ({"num_train_epochs": 2.5}, (4, 10)),
+        ({"max_steps": 7}, (4, 7)),
+        ({"gradient_accumulation_steps": 3}, (2, 6)),
+    ],
+)
+def test_steps_of_an_epoch_and_of_the_training(settings, expected):
+    common = {"output_dir": "o", "use_cpu": True, "num_train_epochs": 3, "per_device_train_batch_size": 16}
+    assert steps(FinetuneArguments(**(common | settings)), 64) == expected
 
 
 def test_a_checkpoint_is_the_weights_adams_state_and_the_masks():

@@ -5,7 +5,8 @@ import pytest
 from transformers import AutoTokenizer
 
 import contraprune
-from contraprune import UserError, prediction, sources
+from contraprune import UserError, jobs, prediction, sources
+from contraprune.bank import RowFile
 from contraprune.jobs import Job
 from tiny_tasks import SENTIMENTS, family_models
 
@@ -80,4 +81,29 @@ def test_a_teacher_that_names_its_labels_wrongly_is_refused(tiny_options, monkey
 
     monkeypatch.setattr(prediction, "predict", turned)
     with pytest.raises(UserError, match=r"teacher: its outputs are read as .* correct id2label in its config\.json"):
+        contraprune.prune(**tiny_options)
+
+
+@pytest.mark.parametrize(("steps", "taken"), [(20, 4), (6, 1)])
+def test_banks_are_planned_for_the_snapshots_that_max_steps_gives(tiny_options, monkeypatch, capsys, steps, taken):
+    """Four steps an epoch; two epochs would give one snapshot."""
+    made = []
+    create = RowFile.create.__func__
+
+    def created(cls, path, spec, *, in_memory):
+        made.append((path.parent.name, in_memory))
+        return create(cls, path, spec, in_memory=in_memory)
+
+    monkeypatch.setattr(RowFile, "create", classmethod(created))
+    limit = 4 * 64 * 32 * 2  # bytes of four banks
+    contraprune.prune(**(tiny_options | {"num_train_epochs": 2}), max_steps=steps, bank_memory_gb=limit / 1e9)
+    snapshots = [in_memory for name, in_memory in made if name.startswith("snapshot")]
+    assert len(snapshots) == taken
+    assert set(snapshots) == {taken + 2 <= 4}
+    assert f"snapshots {taken * 4} kB" in capsys.readouterr().err
+
+
+def test_nodes_that_find_different_checkpoints_are_told(tiny_options, monkeypatch):
+    monkeypatch.setattr(jobs, "gather_object", lambda found: [*found, "checkpoint-3"])
+    with pytest.raises(UserError, match=r"--output_dir .*: not every process finds the same checkpoint there; an "):
         contraprune.prune(**tiny_options)

@@ -409,6 +409,7 @@ _REFUSED: dict[str, str] = {
     "fsdp": "sharded weights cannot be ranked; use plain data parallelism",
     "use_liger_kernel": "its fused layers bypass the masked ones; leave it off",
 }
+_WITHOUT_EFFECT = ("bf16_full_eval", "fp16_full_eval", "eval_accumulation_steps", "length_column_name")
 SHOWN_TRAINING_FIELDS = (
     "output_dir", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps", "per_device_train_batch_size",
     "per_device_eval_batch_size", "gradient_accumulation_steps", "weight_decay", "seed", "bf16", "eval_strategy",
@@ -424,6 +425,9 @@ def _check_training(arguments: TrainingArguments) -> None:
         value = getattr(arguments, name)
         if value and value != "false":
             raise UserError(f"--{name} {value}: not supported: {reason}")
+    for option in dataclasses.fields(arguments):
+        if option.name in _WITHOUT_EFFECT and (value := getattr(arguments, option.name)) != option.default:
+            raise UserError(f"--{option.name} {value}: not supported: models are evaluated as they are saved")
     _check_hub(arguments)
     for name in (
         "learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -127,6 +127,19 @@ class Job:
         """Books the seconds since the last lap under ``name``, to those of earlier starts."""
         self.stopwatch.lap(name)
 
+    def agree(self, found: Any, what: str) -> None:
+        """Asks whether all processes have found the same in the run directory.
+
+        Raises:
+            UserError: they have not: it is another one on another node.
+        """
+        everywhere = gather_object([found])
+        if any(other != everywhere[0] for other in everywhere):
+            raise UserError(
+                f"--output_dir {self.directory.path}: not every process finds the same {what} there; an interrupted "
+                "run continues where all nodes share the directory: elsewhere begin anew, with --overwrite"
+            )
+
     def trainer_options(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, stage: str = ""
     ) -> dict[str, Any]:
@@ -209,6 +222,7 @@ class Job:
         watches = (self.stopwatch, *stopwatches)
         trainer.add_callback(Laps(watches))
         checkpoint = _checked(self.arguments.resume_from_checkpoint) or self.directory.last_checkpoint(stage)
+        self.agree(checkpoint and Path(checkpoint).name, "checkpoint")
         interruption = Interruption()
         with explained(self.directory.path, TRAINING), ExitStack() as stack:
             if self.arguments.world_size == 1:  # several would have to agree on the step

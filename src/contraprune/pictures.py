@@ -47,7 +47,7 @@ def draw_summary(summary: Summary, path: Path, title: str) -> None:
         axis.set_title(f"{name}: {living:,} of {before:,} alive", fontsize=10)
         axis.set_yticks(range(len(groups)))
         widest = max(units.before for units in groups)
-        ticks = np.linspace(0, cells.shape[1], 5)
+        ticks = np.linspace(0, cells.shape[1], 5 if widest else 0)
         axis.set_xticks(ticks - 0.5, [f"{tick / cells.shape[1] * widest:.0f}" for tick in ticks])
     axes[0].set_ylabel("layer")
     figure.colorbar(image, ax=axes, label="density (blank: removed, drawn last)", shrink=0.9)

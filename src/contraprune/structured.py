@@ -31,6 +31,7 @@ from contraprune.structure import Layer, find_layers
 from contraprune.trainer import ContrastTrainer
 
 KINDS = ("heads", "neurons")
+_KEPT = "kept.json"  # in the folder of a stage: which units it leaves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,7 @@ class StageRunner:
         """Snapshot, importance, removal, retraining, evaluation; then the model as it is goes to disk."""
         folder = self.job.directory.stages / f"{stage.number:02d}"
         record = folder / "stage.json"
+        self.job.agree([(folder / name).is_file() for name in (record.name, _KEPT)], f"record of stage {stage.number}")
         for kind in KINDS:
             self.units_planned[kind] += getattr(stage, kind)
         if stage.number > 1:
@@ -181,7 +183,7 @@ class StageRunner:
         """Removes the least important units; which ones is written down, so that a resumed stage agrees."""
         model = self.prepared.model
         layers = find_layers(model)
-        choice = folder / "kept.json"
+        choice = folder / _KEPT
         if choice.is_file():
             kept = json.loads(choice.read_text(encoding="utf-8"))
             keep = [[torch.tensor(units, dtype=torch.bool) for units in kept[kind]] for kind in KINDS]
