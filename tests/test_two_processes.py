@@ -137,3 +137,28 @@ def test_every_node_has_banks_of_its_own_where_they_share_no_files(runs):
         assert not (node / "taylor" / "banks").exists()
     first, second = ([file.read_bytes() for file in sorted((node / "cache").glob("*/*.rows"))] for node in nodes)
     assert first == second
+
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2"],
+    # As on two GPUs; accelerate has no launcher of its own for processes on a CPU.
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                   "--mixed_precision", "no", "--dynamo_backend", "no"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_command_line_under_a_launcher_ends_with_the_result_of_one_process(runs, tmp_path, launcher):
+    options = json.loads((runs[2] / "options.json").read_text())["fisher"] | {"output_dir": str(tmp_path / "run")}
+    (tmp_path / "run.yaml").write_text(json.dumps(options))
+    port = ["--master_port" if launcher == "torchrun" else "--main_process_port", str(30000 + os.getpid() % 1000)]
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], *port, "-m", "contraprune", "prune"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command += ["--config", str(tmp_path / "run.yaml")]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, expected = (
+        json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "run", runs[1] / "fisher")
+    )
+    assert all(found[key] == expected[key] for key in ("metrics", "parameters", "density"))
+    assert len(losses(tmp_path / "run")) == len(losses(runs[1] / "fisher"))
