@@ -73,8 +73,9 @@ def test_what_a_study_varies_by_default():
     ("kind", "options", "message"),
     [
         ("magic", {}, "study: expected one of ablation, sparsity, criteria, found magic"),
-        ("ablation", {"seeds": "1,x"}, "--seeds: expected different whole numbers, joined by commas, found 1,x"),
+        ("ablation", {"seeds": "1,x"}, "--seeds: expected different whole numbers from 0 to 4294967295, joined by"),
         ("ablation", {"seeds": ""}, "--seeds: expected different whole numbers"),
+        ("ablation", {"seeds": "1,-1"}, "--seeds: expected different whole numbers from 0"),
         ("ablation", {"seeds": "1,1"}, "--seeds: expected different whole numbers"),
         ("sparsity", {"densities": "0.5,2"}, "--densities: expected different fractions in"),
         ("criteria", {"methods": "movement,magic"}, "--methods: expected different names of movement"),

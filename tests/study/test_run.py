@@ -104,16 +104,20 @@ def test_a_study_is_run_written_and_not_repeated(tiny_options, tmp_path, started
 
 
 def test_a_failed_trial_is_told_and_the_others_go_on(tiny_options, tmp_path, started, capsys):
-    options = command(tiny_options, "criteria", "--seeds=1", "--methods=magnitude,movement", "--score_init=zero")
+    options = command(tiny_options, "criteria", "--seeds=1", "--methods=magnitude,movement")
+    failed = "magnitude-density0.1-seed1"
+    of_failed = tmp_path / "run" / "runs" / failed
+    of_failed.mkdir(parents=True)
+    (of_failed / "thesis.tex").write_text("mine")
     assert main(options) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("contraprune: ")]
-    failed = "magnitude-density0.1-seed1"
-    error = "--score_init zero: only with --method movement, soft_movement, smp, l0, not with magnitude"
+    error = json.loads((tmp_path / "run" / "study.json").read_text())["errors"][failed]
+    assert error.startswith(f"--output_dir {of_failed}: not empty")
     assert lines == [f"contraprune: study: 1 runs failed, first {failed}: {error}"]
     assert len(started) == 2
     page = (tmp_path / "run" / "table.md").read_text()
     assert f"- {failed}: {error}\n" in page
-    assert json.loads((tmp_path / "run" / "study.json").read_text())["errors"] == {failed: error}
+    assert set(json.loads((tmp_path / "run" / "study.json").read_text())["errors"]) == {failed}
     assert [(row["method"], row["finished"], row["wanted"]) for row in table(tmp_path / "run")] == [
         ("magnitude", "0", "1"),
         ("movement", "1", "1"),
@@ -214,6 +218,7 @@ def test_an_ablation_of_the_command_line(tiny_options, tmp_path, started):
         (["--task=sst3"], "--task: expected one of"),
         (["--teacher=./nowhere"], "./nowhere: no such model directory"),
         (["--model=./nowhere"], "./nowhere: no such model directory"),
+        (["--methods=l0,movement", "--scope=global"], "smp, not with l0 (run l0-density0.1-seed1 of this study)"),
         (["--storage=nonsense"], "--storage: expected a database"),
         (["--density=2"], "--density: expected a fraction"),
         (["--sede=1"], "--sede=1: no such flag"),
