@@ -22,6 +22,7 @@ from transformers import PretrainedConfig, TrainingArguments
 
 from contraprune.errors import UserError
 from contraprune.files import model_in
+from contraprune.objectives import Value
 from contraprune.pruning_config import DEFAULT_DENSITY, PruningConfig
 from contraprune.settings import refuse_unless_default, setting
 from contraprune.settings import require as _require
@@ -232,6 +233,10 @@ class ContrastConfig:
             "at least 2",
             self.supervised_bins,
         )
+        if self.supervised_weight == 0:
+            refuse_unless_default(self, ("supervised_bins",), "without effect with --supervised_weight 0")
+        if not self.sources:
+            refuse_unless_default(self, ("supervised_bins",), "without effect with --contrast none")
         for flag in ("temperature", "kd_temperature"):
             _require(getattr(self, flag) > 0, flag, "a positive number", getattr(self, flag))
         _require(self.extra_examples >= 0, "extra_examples", "zero or more", self.extra_examples)
@@ -244,7 +249,12 @@ class ContrastConfig:
         """
         if not task.objective.targets:
             reason = f"without effect on {task.name}, which has no labels and learns from a teacher's vectors alone"
-            refuse_unless_default(self, ("ce_weight", "supervised_weight", "supervised_bins", "kd_temperature"), reason)
+            refuse_unless_default(self, ("ce_weight", "supervised_weight", "supervised_bins"), reason)
+        if not task.objective.softens:
+            reason = f"without effect on {task.name}, whose outputs are no probabilities to soften"
+            refuse_unless_default(self, ("kd_temperature",), reason)
+        if not isinstance(task.objective, Value):
+            refuse_unless_default(self, ("supervised_bins",), f"only for regression, not for {task.name}")
         if task.pooling is not None:
             refuse_unless_default(self, ("pooling",), "without effect on embeddings: the model says how it pools")
         if self.pooling != "auto" or task.default_pooling is None:

@@ -12,6 +12,7 @@ from contraprune.pipeline import PRUNE_SETTINGS
 from contraprune.study.grid import KINDS, METHODS, StudyConfig
 from contraprune.study.plan import planned
 from contraprune.tasks.question_answering import QuestionAnswering
+from contraprune.tasks.regression import TextRegression
 from contraprune.tasks.spans import AnswerOptions
 from tiny_tasks import TWO_CLASSES
 
@@ -25,6 +26,15 @@ ANSWERS = QuestionAnswering(
     fingerprint="",
     unanswerable=False,
     options=AnswerOptions(),
+)
+NUMBERS = TextRegression(
+    name="films",
+    train=None,
+    evaluation={},
+    label_names=(),
+    main_metric="spearman",
+    fingerprint="",
+    text_columns=("text",),
 )
 
 
@@ -125,6 +135,7 @@ def test_densities_that_nobody_named_are_left_out_where_the_method_excludes_them
         ("sparsity", ["--method=taylor", "--densities=0.1,0.03"], "--density 0.03: every one of the 12 layers keeps"),
         ("ablation", ["--method=l0", "--scope=global"], "--scope global: only with --method movement, magnitude"),
         ("criteria", ["--block=5x1"], "--block 5x1: bert.encoder.layer.0.attention.self.query of 768 x 768 weights"),
+        ("ablation", ["--supervised_bins=3"], "--supervised_bins 3: only for regression, not for tiny (run movement-"),
         (
             "sparsity",
             ["--method=taylor", "--head_density=0.5", "--neuron_density=0.3"],
@@ -137,6 +148,13 @@ def test_what_was_named_and_cannot_run_is_refused_in_one_line(plan, kind, flags,
         plan(kind, *flags)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_an_ablation_of_numbers_in_bins_runs(plan):
+    asked, _ = plan("ablation", "--supervised_bins=3", task=NUMBERS)
+    assert len(asked) == 7
+    with pytest.raises(UserError, match=r"^--kd_temperature 4.0: without effect on films"):
+        plan("ablation", "--kd_temperature=4", task=NUMBERS)
 
 
 def test_a_penalty_and_stages_of_their_own_give_way_to_densities(plan, caplog):

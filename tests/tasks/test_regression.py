@@ -142,3 +142,25 @@ def test_bins_of_classes_and_smoothed_numbers_are_refused(run, tiny_options):
         contraprune.prune(**tiny_options, supervised_bins=3)
     with pytest.raises(UserError, match=r"--label_smoothing_factor 0\.1: only for tasks with classes, not for train"):
         contraprune.prune(**(options | {"label_smoothing_factor": 0.1, "output_dir": options["output_dir"] + "2"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kd_temperature": 1.0}, "--kd_temperature 1.0: without effect on train, whose outputs are no probabilities"),
+        (
+            {"supervised_bins": 3, "supervised_weight": 0},
+            "--supervised_bins 3: without effect with --supervised_weight 0",
+        ),
+        ({"supervised_bins": 3, "contrast": "none"}, "--supervised_bins 3: without effect with --contrast none"),
+    ],
+)
+def test_settings_without_effect_on_numbers_are_refused_before_a_model_is_read(tmp_path, changes, message):
+    rows = [{"text": f"film {i}", "label": float(i)} for i in range(4)]
+    files = {f"{name}_file": str(write(tmp_path / f"{name}.jsonl", rows)) for name in ("train", "validation")}
+    options = {"model": "m", "teacher": "t", "task_type": "regression", "output_dir": str(tmp_path / "run"), **files}
+    with pytest.raises(UserError) as caught:
+        contraprune.prune(**options, use_cpu=True, **changes)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()

@@ -151,6 +151,9 @@ def _without(contrast: ContrastConfig, *, has_classes: bool) -> dict[str, dict[s
     if all(parts.values()):
         variants |= {f"without {part}": {f"{part}_weight": 0.0} for part in parts}
     variants["without contrast"] = {"contrast": "none"}
+    if contrast.supervised_bins is not None:  # which mean nothing without the losses that have classes
+        for variant in {"without supervised", "without contrast"} & variants.keys():
+            variants[variant]["supervised_bins"] = None
     return variants
 
 
