@@ -232,6 +232,17 @@ def test_bad_flags_are_one_line_before_anything_runs(tiny_options, started, caps
     assert started == []
 
 
+def test_what_nobody_named_and_cannot_run_is_not_started(tiny_options, tmp_path, started, caplog):
+    """The tiny model has 2 layers of 4 heads."""
+    flags = ("--seeds=1", "--method=taylor", "--num_stages=1", "--num_train_epochs=1", "--contrast=none")
+    assert main(command(tiny_options, "sparsity", *flags)) == 0
+    assert started == ["taylor-density0.5-seed1"]
+    assert [row["target_density"] for row in table(tmp_path / "run")] == ["0.5"]
+    left_out = [message for message in caplog.messages if message.startswith("left out of this study: taylor at 0.")]
+    assert len(left_out) == 2
+    assert "every one of the 2 layers keeps at least one of its heads" in left_out[0]
+
+
 def test_a_kind_is_needed_and_has_to_be_known(tiny_options, capsys):
     assert main(command(tiny_options, "magic")) == 2
     assert "study: expected one of ablation, sparsity, criteria, found magic" in capsys.readouterr().err
