@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 import contraprune
 from contraprune.config import PruneArguments
+from contraprune.jobs import resolved_options
 from tiny_tasks import small_run
 
 
@@ -48,6 +49,14 @@ def test_one_process_uses_one_gpu_of_several(tmp_path, monkeypatch):
     arguments = PruneArguments(output_dir=str(tmp_path), use_cpu=True)
     assert (TrainingArguments(output_dir=str(tmp_path), use_cpu=True).n_gpu, arguments.n_gpu) == (2, 1)
     assert arguments.train_batch_size == arguments.per_device_train_batch_size
+
+
+def test_what_differs_from_our_default_is_recorded_though_it_is_that_of_transformers(tmp_path):
+    usual = PruneArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert resolved_options((), usual)["train_sampling_strategy"] == "group_by_length"
+    stock = TrainingArguments(output_dir=str(tmp_path)).train_sampling_strategy
+    changed = PruneArguments(output_dir=str(tmp_path), use_cpu=True, train_sampling_strategy=stock)
+    assert resolved_options((), changed)["train_sampling_strategy"] == stock == "random"
 
 
 def test_bf16_gives_about_the_same_losses(run, plain):

@@ -22,8 +22,9 @@ from transformers import PretrainedConfig, TrainingArguments
 
 from contraprune.errors import UserError
 from contraprune.files import model_in
+from contraprune.objectives import Value
 from contraprune.pruning_config import DEFAULT_DENSITY, PruningConfig
-from contraprune.settings import refuse_unless_default, setting
+from contraprune.settings import changed, refuse_unless_default, setting
 from contraprune.settings import require as _require
 from contraprune.structure import text_length
 from contraprune.tasks import Task
@@ -244,12 +245,25 @@ class ContrastConfig:
         """
         if not task.objective.targets:
             reason = f"without effect on {task.name}, which has no labels and learns from a teacher's vectors alone"
-            refuse_unless_default(self, ("ce_weight", "supervised_weight", "supervised_bins", "kd_temperature"), reason)
+            refuse_unless_default(self, ("ce_weight", "supervised_weight", "supervised_bins"), reason)
+        if not task.objective.softens:
+            reason = f"without effect on {task.name}, whose outputs are no probabilities to soften"
+            refuse_unless_default(self, ("kd_temperature",), reason)
+        if not isinstance(task.objective, Value):
+            refuse_unless_default(self, ("supervised_bins",), f"only for regression, not for {task.name}")
         if task.pooling is not None:
             refuse_unless_default(self, ("pooling",), "without effect on embeddings: the model says how it pools")
         if self.pooling != "auto" or task.default_pooling is None:
             return self
         return dataclasses.replace(self, pooling=task.default_pooling)
+
+    @property
+    def idle(self) -> list[str]:
+        """Settings changed from their defaults that have no effect, as nothing is contrasted by them."""
+        if self.sources:
+            return changed(self, ("supervised_bins",)) if self.supervised_weight == 0 else []
+        weights = ("unsupervised_weight", "supervised_weight", "supervised_bins")
+        return changed(self, (*weights, "temperature", "normalization", "extra_examples"))
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -79,9 +79,7 @@ class Job:
         """
         data: DataConfig = settings[0]
         assert data.max_length is not None, "for_task() comes first"
-        smoothing = arguments.label_smoothing_factor
-        if smoothing and not task.objective.smooths_labels:
-            raise UserError(f"--label_smoothing_factor {smoothing}: only for tasks with classes, not for {task.name}")
+        check_smoothing(task, arguments)
         if command == "finetune" and not task.objective.targets:
             raise UserError(f"--task_type {data.task_type}: {_NOTHING_TO_LEARN}")
         directory = RunDirectory(arguments.output_dir or "")
@@ -267,6 +265,17 @@ class Job:
         return results
 
 
+def check_smoothing(task: Task, arguments: TrainingArguments) -> None:
+    """Refuses ``label_smoothing_factor`` where labels cannot be smoothed.
+
+    Raises:
+        UserError: the task has no classes.
+    """
+    smoothing = arguments.label_smoothing_factor
+    if smoothing and not task.objective.smooths_labels:
+        raise UserError(f"--label_smoothing_factor {smoothing}: only for tasks with classes, not for {task.name}")
+
+
 def _checked(checkpoint: str | None) -> str | None:
     """``--resume_from_checkpoint``, if it is what a run wrote."""
     if checkpoint is not None:
@@ -281,14 +290,18 @@ def resolved_options(settings: Iterable[Any], arguments: TrainingArguments) -> d
     """Every setting that config.yaml records: all of ours, and those of the training loop that were chosen."""
     ours = {f.name: getattr(part, f.name) for part in settings for f in dataclasses.fields(part)}
     stock = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
-    values = arguments.to_dict()
+    usual = {f.name: _default(f) for f in dataclasses.fields(arguments)}  # which differ, of some
     chosen = {
         name: value
-        for name, value in values.items()
+        for name, value in arguments.to_dict().items()
         if name in SHOWN_TRAINING_FIELDS
-        or (name in stock and value != stock[name] and _plain(value) and not name.endswith("_token"))
+        or (name in stock and not stock[name] == usual[name] == value and _plain(value) and not name.endswith("_token"))
     }
     return ours | chosen
+
+
+def _default(setting: "dataclasses.Field[Any]") -> Any:
+    return setting.default if setting.default_factory is dataclasses.MISSING else setting.default_factory()
 
 
 def _plain(value: Any) -> bool:

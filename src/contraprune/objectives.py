@@ -58,11 +58,13 @@ class Objective(abc.ABC):
         targets: the columns of a batch that hold the targets; none where a model learns from its teacher alone.
         per_token: whether outputs are ``(batch, length, width)``.
         smooths_labels: whether ``label_smoothing`` means anything.
+        softens: whether a ``temperature`` means anything.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     per_token: ClassVar[bool] = False
     smooths_labels: ClassVar[bool] = False
+    softens: ClassVar[bool] = True
 
     @abc.abstractmethod
     def loss(self, outputs: Tensor, batch: Batch, *, label_smoothing: float = 0.0) -> Float[Tensor, ""]:
@@ -108,6 +110,8 @@ class Value(Objective):
 
     The temperature is without effect: nothing is softened.
     """
+
+    softens = False
 
     def loss(self, outputs: Tensor, batch: Batch, *, label_smoothing: float = 0.0) -> Float[Tensor, ""]:
         return F.mse_loss(outputs.squeeze(-1), batch["labels"].to(outputs.dtype))
@@ -208,6 +212,7 @@ class Embedding(Objective):
     """A vector per example, of which only the direction counts; there are no targets but the teacher's."""
 
     targets = ()
+    softens = False
 
     def loss(self, outputs: Tensor, batch: Batch, *, label_smoothing: float = 0.0) -> Float[Tensor, ""]:
         """Zero: without a teacher there is nothing to learn from."""

@@ -1,9 +1,10 @@
 """The two jobs: fine-tune a teacher, and prune it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from contraprune.config import (
     ContrastConfig,
@@ -20,17 +21,18 @@ from contraprune.criteria import CRITERIA
 from contraprune.disk import checkpoint_bytes
 from contraprune.errors import UserError
 from contraprune.failures import READING, explained
-from contraprune.jobs import Job
+from contraprune.jobs import Job, check_smoothing
 from contraprune.padding import require_padding
 from contraprune.pruning_config import PruningConfig
 from contraprune.publishing import prepare_repository, publish
 from contraprune.report import write_card, write_report
 from contraprune.saving import load_config, load_for_finetuning, load_tokenizer, parameter_counts
 from contraprune.settings import refuse_unless_default
-from contraprune.structured import prune_units
-from contraprune.tasks import load_task
+from contraprune.structure import find_layers
+from contraprune.structured import plan_stages, prune_units
+from contraprune.tasks import Task, load_task
 from contraprune.trainer import TaskTrainer
-from contraprune.unstructured import prune_weights
+from contraprune.unstructured import check_weights, prune_weights
 
 FINETUNE_SETTINGS = (RunConfig, DataConfig, FinetuneArguments)
 PRUNE_SETTINGS = (PruneRunConfig, DataConfig, PruningConfig, StructuredConfig, ContrastConfig, PruneArguments)
@@ -98,21 +100,7 @@ def run_prune(
     arguments: PruneArguments,
 ) -> dict[str, Any]:
     """:func:`prune` with settings that were checked."""
-    whole_units = pruning.method == "taylor"
-    _check_method(pruning)
-    if not whole_units:
-        names = [f.name for f in dataclasses.fields(structured)]
-        refuse_unless_default(structured, names, f"only with --method taylor, not with {pruning.method}")
-    if arguments.num_train_epochs is None:
-        arguments.num_train_epochs = 1.0 if whole_units else 8.0
-    if arguments.learning_rate is None:  # a stage removes little, and its training has to lose little
-        arguments.learning_rate = 5e-5 if whole_units else 2e-4
-    pruning = structured.complete(pruning)
-    if pruning.dropout is None and whole_units:  # representations are compared with those in banks, made without
-        pruning = dataclasses.replace(pruning, dropout=0.0)
-    if whole_units and arguments.resume_from_checkpoint is not None:
-        found = f"--resume_from_checkpoint {arguments.resume_from_checkpoint}"
-        raise UserError(f"{found}: not with --method taylor, whose stages have checkpoints of their own; leave it off")
+    pruning = _resolved(pruning, structured, arguments)
     with explained(str(arguments.output_dir), READING):
         task = load_task(**data.source(), seed=arguments.seed)
         contrast = contrast.for_task(task)
@@ -122,9 +110,29 @@ def run_prune(
                 return _again(job)
             if job.main:
                 prepare_repository(arguments)
-            if whole_units:
+            if pruning.method == "taylor":
                 return _present(job, prune_units(job, run, pruning, structured, contrast))
             return _present(job, prune_weights(job, run, pruning, contrast))
+
+
+def check_prune(options: Mapping[str, Any], task: Task, model: PreTrainedModel) -> None:
+    """Refuses options that :func:`prune` would refuse for this task and this model, before anything is run.
+
+    Raises:
+        UserError: settings contradict each other or have no effect, or the model cannot be pruned as they say.
+    """
+    _, _, pruning, structured, contrast, arguments = build(PRUNE_SETTINGS, options)
+    assert isinstance(pruning, PruningConfig)
+    assert isinstance(structured, StructuredConfig)
+    assert isinstance(contrast, ContrastConfig)
+    assert isinstance(arguments, PruneArguments)
+    pruning = _resolved(pruning, structured, arguments)
+    contrast.for_task(task)
+    check_smoothing(task, arguments)
+    if pruning.method == "taylor":
+        plan_stages(find_layers(model), pruning, structured)
+    else:
+        check_weights(model, pruning)
 
 
 def _again(job: Job) -> dict[str, Any]:
@@ -144,6 +152,30 @@ def _present(job: Job, results: dict[str, Any]) -> dict[str, Any]:
         write_report(job.directory.path)
         publish(job.directory, job.arguments)
     return results
+
+
+def _resolved(pruning: PruningConfig, structured: StructuredConfig, arguments: PruneArguments) -> PruningConfig:
+    """The settings with what the method makes of those that were left open; ``arguments`` are changed in place.
+
+    Raises:
+        UserError: the method is unknown, or a setting has no effect with it.
+    """
+    whole_units = pruning.method == "taylor"
+    _check_method(pruning)
+    if not whole_units:
+        names = [f.name for f in dataclasses.fields(structured)]
+        refuse_unless_default(structured, names, f"only with --method taylor, not with {pruning.method}")
+    if arguments.num_train_epochs is None:
+        arguments.num_train_epochs = 1.0 if whole_units else 8.0
+    if arguments.learning_rate is None:  # a stage removes little, and its training has to lose little
+        arguments.learning_rate = 5e-5 if whole_units else 2e-4
+    pruning = structured.complete(pruning)
+    if pruning.dropout is None and whole_units:  # representations are compared with those in banks, made without
+        pruning = dataclasses.replace(pruning, dropout=0.0)
+    if whole_units and arguments.resume_from_checkpoint is not None:
+        found = f"--resume_from_checkpoint {arguments.resume_from_checkpoint}"
+        raise UserError(f"{found}: not with --method taylor, whose stages have checkpoints of their own; leave it off")
+    return pruning
 
 
 def _check_method(pruning: PruningConfig) -> None:

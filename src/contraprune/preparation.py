@@ -21,7 +21,6 @@ from contraprune.dropout import set_dropout
 from contraprune.encoding import Reader
 from contraprune.errors import UserError
 from contraprune.jobs import Job
-from contraprune.objectives import Value
 from contraprune.padding import require_padding
 from contraprune.prediction import Evaluation
 from contraprune.pruning_config import PruningConfig
@@ -123,6 +122,9 @@ def prepare(
     check(start)
     job.encode_for(teacher, tokenizer, run.teacher)
     contrast = _without_repetition(contrast, teacher, pretrained)
+    if contrast.idle:
+        idle = ", ".join(f"--{name}" for name in contrast.idle)
+        logging.getLogger(__name__).warning("without effect, as nothing is contrasted by it: %s", idle)
     model = copy.deepcopy(start)
     make_student(model, pruning)
     own = job.task.pooling
@@ -285,8 +287,6 @@ def _classes(task: Task, dataset: datasets.Dataset, contrast: ContrastConfig) ->
     """The class of every training example that the supervised losses contrast by; None for none."""
     classes = task.classes(dataset)
     if contrast.supervised_bins is not None:
-        if not isinstance(task.objective, Value):
-            raise UserError(f"--supervised_bins {contrast.supervised_bins}: only for regression, not for {task.name}")
         numbers = np.asarray(dataset["labels"])
         edges = np.quantile(numbers, np.linspace(0, 1, contrast.supervised_bins + 1)[1:-1])
         classes = np.digitize(numbers, edges)

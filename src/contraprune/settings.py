@@ -21,13 +21,17 @@ def require(ok: bool, flag: str, expected: str, found: object) -> None:
         raise UserError(f"--{flag}: expected {expected}, found {found}")
 
 
+def changed(config: Any, names: Sequence[str]) -> list[str]:
+    """Those of the fields ``names`` of ``config`` that do not have their default."""
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    return [name for name in names if getattr(config, name) != defaults[name]]
+
+
 def refuse_unless_default(config: Any, names: Sequence[str], reason: str) -> None:
     """Refuses settings that would have no effect.
 
     Raises:
         UserError: one of the fields ``names`` of ``config`` was changed from its default.
     """
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    for name in names:
-        if getattr(config, name) != defaults[name]:
-            raise UserError(f"--{name} {getattr(config, name)}: {reason}")
+    for name in changed(config, names):
+        raise UserError(f"--{name} {getattr(config, name)}: {reason}")

@@ -1,5 +1,6 @@
 """Unstructured pruning: masks that follow a density schedule while the model trains."""
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,11 +29,7 @@ SALIENCY_BATCH = 8
 def prune_weights(job: Job, run: PruneRunConfig, pruning: PruningConfig, contrast: ContrastConfig) -> dict[str, Any]:
     """Runs one unstructured pruning job to its end; the content of ``results.json``."""
     criterion_class = CRITERIA[pruning.method]
-
-    def check(model: PreTrainedModel) -> None:
-        linears = _linears(model)
-        check_maskable(linears)
-        criterion_class.check({name: linear.weight.shape for name, linear in linears.items()}, pruning)
+    check = functools.partial(check_weights, pruning=pruning)
 
     def snapshots(examples: int) -> int:
         of_epoch, total = steps(job.arguments, examples)
@@ -66,6 +63,17 @@ def prune_weights(job: Job, run: PruneRunConfig, pruning: PruningConfig, contras
         density={"target": pruning.density, "encoder": _density(linear.weight for linear in linears.values())},
         parameters={"before": before, "after": parameter_counts(model)["nonzero"]},
     )
+
+
+def check_weights(model: PreTrainedModel, pruning: PruningConfig) -> None:
+    """Refuses a model whose single weights cannot be pruned as asked.
+
+    Raises:
+        UserError: a layer cannot be masked, or its matrix does not divide by the pattern.
+    """
+    linears = _linears(model)
+    check_maskable(linears)
+    CRITERIA[pruning.method].check({name: linear.weight.shape for name, linear in linears.items()}, pruning)
 
 
 def _linears(model: PreTrainedModel) -> dict[str, Any]:

@@ -51,6 +51,13 @@ def test_an_ablation_takes_away_only_what_is_there():
     assert len(asked("ablation", seeds="1", contrast={"contrast": "finetuned"})) == 4
 
 
+def test_an_ablation_takes_the_bins_of_numbers_away_with_the_losses_that_need_them():
+    found = options_by_variant(asked("ablation", seeds="1", contrast={"supervised_bins": 3}))
+    assert found["without supervised"] == {"supervised_weight": 0.0, "supervised_bins": None}
+    assert found["without contrast"] == {"contrast": "none", "supervised_bins": None}
+    assert not any("supervised_bins" in found[variant] for variant in ("full", "without PrC", "without unsupervised"))
+
+
 def test_a_study_is_every_combination_and_names_do_not_depend_on_what_else_varies():
     found = asked("sparsity", seeds="1,2", densities="0.5, 0.03", methods="movement,taylor")
     combinations = {(t.options["method"], t.options["density"], t.options["seed"]) for t in found}
@@ -73,8 +80,9 @@ def test_what_a_study_varies_by_default():
     ("kind", "options", "message"),
     [
         ("magic", {}, "study: expected one of ablation, sparsity, criteria, found magic"),
-        ("ablation", {"seeds": "1,x"}, "--seeds: expected different whole numbers, joined by commas, found 1,x"),
+        ("ablation", {"seeds": "1,x"}, "--seeds: expected different whole numbers from 0 to 4294967295, joined by"),
         ("ablation", {"seeds": ""}, "--seeds: expected different whole numbers"),
+        ("ablation", {"seeds": "1,-1"}, "--seeds: expected different whole numbers from 0"),
         ("ablation", {"seeds": "1,1"}, "--seeds: expected different whole numbers"),
         ("sparsity", {"densities": "0.5,2"}, "--densities: expected different fractions in"),
         ("criteria", {"methods": "movement,magic"}, "--methods: expected different names of movement"),

@@ -104,16 +104,20 @@ def test_a_study_is_run_written_and_not_repeated(tiny_options, tmp_path, started
 
 
 def test_a_failed_trial_is_told_and_the_others_go_on(tiny_options, tmp_path, started, capsys):
-    options = command(tiny_options, "criteria", "--seeds=1", "--methods=magnitude,movement", "--score_init=zero")
+    options = command(tiny_options, "criteria", "--seeds=1", "--methods=magnitude,movement")
+    failed = "magnitude-density0.1-seed1"
+    of_failed = tmp_path / "run" / "runs" / failed
+    of_failed.mkdir(parents=True)
+    (of_failed / "thesis.tex").write_text("mine")
     assert main(options) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("contraprune: ")]
-    failed = "magnitude-density0.1-seed1"
-    error = "--score_init zero: only with --method movement, soft_movement, smp, l0, not with magnitude"
+    error = json.loads((tmp_path / "run" / "study.json").read_text())["errors"][failed]
+    assert error.startswith(f"--output_dir {of_failed}: not empty")
     assert lines == [f"contraprune: study: 1 runs failed, first {failed}: {error}"]
     assert len(started) == 2
     page = (tmp_path / "run" / "table.md").read_text()
     assert f"- {failed}: {error}\n" in page
-    assert json.loads((tmp_path / "run" / "study.json").read_text())["errors"] == {failed: error}
+    assert set(json.loads((tmp_path / "run" / "study.json").read_text())["errors"]) == {failed}
     assert [(row["method"], row["finished"], row["wanted"]) for row in table(tmp_path / "run")] == [
         ("magnitude", "0", "1"),
         ("movement", "1", "1"),
@@ -214,6 +218,7 @@ def test_an_ablation_of_the_command_line(tiny_options, tmp_path, started):
         (["--task=sst3"], "--task: expected one of"),
         (["--teacher=./nowhere"], "./nowhere: no such model directory"),
         (["--model=./nowhere"], "./nowhere: no such model directory"),
+        (["--methods=l0,movement", "--scope=global"], "smp, not with l0 (run l0-density0.1-seed1 of this study)"),
         (["--storage=nonsense"], "--storage: expected a database"),
         (["--density=2"], "--density: expected a fraction"),
         (["--sede=1"], "--sede=1: no such flag"),
@@ -225,6 +230,17 @@ def test_bad_flags_are_one_line_before_anything_runs(tiny_options, started, caps
     assert len(lines) == 1
     assert message in lines[0]
     assert started == []
+
+
+def test_what_nobody_named_and_cannot_run_is_not_started(tiny_options, tmp_path, started, caplog):
+    """The tiny model has 2 layers of 4 heads."""
+    flags = ("--seeds=1", "--method=taylor", "--num_stages=1", "--num_train_epochs=1", "--contrast=none")
+    assert main(command(tiny_options, "sparsity", *flags)) == 0
+    assert started == ["taylor-density0.5-seed1"]
+    assert [row["target_density"] for row in table(tmp_path / "run")] == ["0.5"]
+    left_out = [message for message in caplog.messages if message.startswith("left out of this study: taylor at 0.")]
+    assert len(left_out) == 2
+    assert "every one of the 2 layers keeps at least one of its heads" in left_out[0]
 
 
 def test_a_kind_is_needed_and_has_to_be_known(tiny_options, capsys):

@@ -142,3 +142,32 @@ def test_bins_of_classes_and_smoothed_numbers_are_refused(run, tiny_options):
         contraprune.prune(**tiny_options, supervised_bins=3)
     with pytest.raises(UserError, match=r"--label_smoothing_factor 0\.1: only for tasks with classes, not for train"):
         contraprune.prune(**(options | {"label_smoothing_factor": 0.1, "output_dir": options["output_dir"] + "2"}))
+
+
+def test_settings_of_losses_that_are_off_are_said(run, caplog):
+    """Not refused: a run without contrast is the same command with one flag more."""
+    options, _ = run
+    cases = (
+        ({"supervised_weight": 0}, ["--supervised_bins"]),
+        ({"contrast": "none", "temperature": 0.2}, ["--supervised_bins", "--temperature", "--extra_examples"]),
+        ({}, []),
+    )
+    for number, (changes, idle) in enumerate(cases):
+        caplog.clear()
+        folder = {"output_dir": f"{options['output_dir']}{number}"}
+        contraprune.prune(**(options | folder | {"supervised_bins": 3, "max_steps": 1} | changes))
+        said = [line for line in caplog.messages if line.startswith("without effect")]
+        assert said == [f"without effect, as nothing is contrasted by it: {', '.join(idle)}"] * bool(idle)
+
+
+def test_settings_without_effect_on_numbers_are_refused_before_a_model_is_read(tmp_path):
+    changes = {"kd_temperature": 1.0}
+    message = "--kd_temperature 1.0: without effect on train, whose outputs are no probabilities"
+    rows = [{"text": f"film {i}", "label": float(i)} for i in range(4)]
+    files = {f"{name}_file": str(write(tmp_path / f"{name}.jsonl", rows)) for name in ("train", "validation")}
+    options = {"model": "m", "teacher": "t", "task_type": "regression", "output_dir": str(tmp_path / "run"), **files}
+    with pytest.raises(UserError) as caught:
+        contraprune.prune(**options, use_cpu=True, **changes)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,6 @@
 """Exact match and F1: against what the official scripts printed, by hand, and against plain loops.
 
-``squad_predictions.json`` holds answers of SQuAD (Rajpurkar et al., CC BY-SA 4.0), predictions made from them by words
+``squad_predictions.json`` holds answers of our own invention (none is of SQuAD), predictions made from them by words
 added, lost, turned round or replaced, and the output of evaluate-v1.1.py and evaluate-v2.0.py for these.
 """
 

@@ -1,5 +1,6 @@
 """Which runs a study consists of."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_args
@@ -10,7 +11,7 @@ from contraprune.config import ContrastConfig, Source
 from contraprune.criteria import CRITERIA
 from contraprune.errors import UserError
 from contraprune.jobs import NOT_IDENTITY
-from contraprune.pruning_config import PruningConfig
+from contraprune.pruning_config import DEFAULT_DENSITY, PruningConfig
 from contraprune.settings import setting
 
 T = TypeVar("T")
@@ -104,15 +105,15 @@ def trials(
     if kind not in KINDS:
         raise UserError(f"study: expected one of {', '.join(KINDS)}, found {kind}")
     densities: list[float | None] = [pruning.density]
-    if config.densities is not None or kind == "sparsity":
+    if varies_density(kind, config):
         densities = [*_listed("densities", config.densities or DENSITIES, _fraction, "fractions in (0, 1]")]
     methods: list[str] = [pruning.method]
     if config.methods is not None or kind == "criteria":
         methods = _listed("methods", config.methods or ",".join(METHODS), _method, f"names of {', '.join(METHODS)}")
-    seeds = _listed("seeds", config.seeds, int, "whole numbers")
-    usual = PruningConfig()
-    _require_listed("density", "densities", pruning.density, usual.density, densities)
-    _require_listed("method", "methods", pruning.method, usual.method, methods)
+    seeds = _listed("seeds", config.seeds, _seed, "whole numbers from 0 to 4294967295")
+    usual = dataclasses.replace(pruning, density=None).density or DEFAULT_DENSITY  # which --pattern may say
+    _require_listed("density", "densities", pruning.density, usual, densities)
+    _require_listed("method", "methods", pruning.method, PruningConfig.method, methods)
     _require_listed("seed", "seeds", seed, TrainingArguments.seed, seeds)
     variants = _without(contrast, has_classes=has_classes) if kind == "ablation" else {FULL: {}}
     return [
@@ -130,6 +131,11 @@ def trials(
     ]
 
 
+def varies_density(kind: str, config: StudyConfig) -> bool:
+    """Whether the study says which densities its runs end at."""
+    return config.densities is not None or kind == "sparsity"
+
+
 def _without(contrast: ContrastConfig, *, has_classes: bool) -> dict[str, dict[str, Any]]:
     """The options that differ when each part that is there is taken away, by the variant's name."""
     sources = contrast.sources
@@ -145,6 +151,9 @@ def _without(contrast: ContrastConfig, *, has_classes: bool) -> dict[str, dict[s
     if all(parts.values()):
         variants |= {f"without {part}": {f"{part}_weight": 0.0} for part in parts}
     variants["without contrast"] = {"contrast": "none"}
+    if contrast.supervised_bins is not None:  # which mean nothing without the losses that have classes
+        for variant in {"without supervised", "without contrast"} & variants.keys():
+            variants[variant]["supervised_bins"] = None
     return variants
 
 
@@ -161,6 +170,13 @@ def _listed(flag: str, text: str, kind: Callable[[str], T], expected: str) -> li
 def _fraction(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
         raise ValueError
     return value
 

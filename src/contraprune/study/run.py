@@ -1,12 +1,12 @@
 """A study from its flags to its table."""
 
-import dataclasses
 import importlib.util
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from contraprune.config import (
     ContrastConfig,
@@ -16,15 +16,15 @@ from contraprune.config import (
     StructuredConfig,
 )
 from contraprune.errors import UserError
-from contraprune.jobs import resolved_options
 from contraprune.pruning_config import PruningConfig
 from contraprune.report import write_comparison
-from contraprune.saving import load_config, load_tokenizer
+from contraprune.saving import load_config, load_pretrained, load_tokenizer
 from contraprune.settings import refuse_unless_default
 from contraprune.study.directory import StudyDirectory
-from contraprune.study.grid import StudyConfig, fixed_settings, trials
+from contraprune.study.grid import StudyConfig, fixed_settings
+from contraprune.study.plan import planned
 from contraprune.study.table import Row
-from contraprune.tasks import load_task
+from contraprune.tasks import Task, load_task
 
 
 def run_study(
@@ -60,11 +60,10 @@ def run_study(
     refuse_unless_default(run, ("overwrite",), "a study keeps what is finished; delete its directory to start again")
     refuse_unless_default(arguments, ("push_to_hub",), "a study is not for the hub; push the run you choose")
     refuse_unless_default(arguments, ("resume_from_checkpoint",), "each trial has checkpoints of its own")
-    pruning = structured.complete(pruning)
-    asked = trials(
-        kind, config, pruning, contrast, seed=arguments.seed, has_classes=_has_classes(run, data, contrast, arguments)
-    )
-    options = _options((run, data, pruning, structured, contrast), arguments)
+    task, teacher, has_classes = _what_is_pruned(run, data, contrast, arguments)
+    settings = (run, data, pruning, structured, contrast, arguments)
+    asked, options = planned(kind, config, *settings, task=task, model=teacher, has_classes=has_classes)
+    del task, teacher  # each trial reads its own
     directory = StudyDirectory(arguments.output_dir or "")
     with directory.claim(kind, fixed_settings(options), asked) as identity:
         url = config.storage or f"sqlite:///{directory.database.resolve()}"
@@ -91,31 +90,24 @@ def run_study(
     return directory.rows(), errors
 
 
-def _has_classes(run: PruneRunConfig, data: DataConfig, contrast: ContrastConfig, arguments: PruneArguments) -> bool:
-    """Whether there are classes to contrast by; on the way, whether data and models can be used at all."""
+def _what_is_pruned(
+    run: PruneRunConfig, data: DataConfig, contrast: ContrastConfig, arguments: PruneArguments
+) -> tuple[Task, PreTrainedModel, bool]:
+    """The task, the teacher, and whether there are classes to contrast by.
+
+    Raises:
+        UserError: data or models cannot be used.
+    """
     configs = {name: load_config(name) for name in (run.teacher, run.model)}
     tokenizer = load_tokenizer(run.teacher)
     task = load_task(**data.source(), seed=arguments.seed)
-    assert task.train is not None
     max_length = data.for_task(task, configs).max_length
     assert max_length is not None
+    teacher = load_pretrained(task.auto_class, run.teacher)
+    task = task.for_model(teacher.config, run.teacher)
+    assert task.train is not None
     first = task.encode(task.train.select([0]), tokenizer, max_length=max_length)
-    return task.classes(first) is not None or contrast.supervised_bins is not None
-
-
-def _options(settings: tuple[Any, ...], arguments: PruneArguments) -> dict[str, Any]:
-    """The options that every trial has in common.
-
-    Raises:
-        UserError: one cannot be handed on to another process.
-    """
-    options = resolved_options(settings, arguments)
-    names = {field.name for field in dataclasses.fields(PruneArguments) if field.init}
-    handed_on = PruneArguments(**{name: value for name, value in options.items() if name in names}).to_dict()
-    for name, value in arguments.to_dict().items():
-        if value != handed_on[name]:
-            raise UserError(f"--{name} {value}: a study cannot hand it on to its runs")
-    return options
+    return task, teacher, task.classes(first) is not None or contrast.supervised_bins is not None
 
 
 def _devices(workers: int | None, gpus_there: int) -> list[str | None]:
