@@ -117,6 +117,47 @@ def test_label_types_may_differ_between_formats(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "values", "expected"),
+    [
+        (("1", "2", "3", "4", "5"), [1, 2, 3, 4, 1], [0, 1, 2, 3, 0]),
+        (("1", "2", "3"), [2], [1]),
+        (("2", "1", "0"), [0, 1], [2, 1]),
+        (("2", "0", "1"), ["0", "2"], [1, 0]),
+        (("0", "1", "2"), [2, 1], [2, 1]),
+        (("10", "20", "30"), [20, 30], [1, 2]),
+        (("10", "20", "30"), [0, 2], [0, 2]),
+        (("no", "yes", "maybe"), [0, 2], [0, 2]),
+        (("LABEL_0", "LABEL_1", "LABEL_2"), [2, 0], [2, 0]),
+        (("A-B", "c"), ["a_b"], [0]),
+        (("a-b", "ab"), ["ab"], [1]),
+    ],
+)
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_labels_of_a_file_to_evaluate_on_are_the_models_names_before_they_are_positions(
+    tmp_path, names, values, expected, ending
+):
+    file = write(tmp_path / f"v{ending}", [{"text": "x", "label": value} for value in values])
+    task = load(validation_file=file, need_train=False, known_labels=names)
+    assert task.label_names == names
+    assert task.evaluation["validation"]["label"][:] == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (("1", "2", "3", "4", "5"), [0, 1, 2, 3]),
+        (("1", "0"), [0, 1, 2]),
+        (("a-b", "ab"), ["AB", "A_B"]),
+        (("1-2", "3"), [12, 3]),
+    ],
+)
+def test_labels_that_are_neither_the_models_names_nor_its_positions_are_not_guessed(tmp_path, names, values):
+    file = write(tmp_path / "v.jsonl", [{"text": "x", "label": value} for value in values])
+    task = load(validation_file=file, need_train=False, known_labels=names)
+    assert task.label_names == tuple(map(str, sorted(values)))
+
+
+@pytest.mark.parametrize(
     ("columns", "expected"),
     [
         (["text"], ("text",)),

@@ -124,6 +124,12 @@ def test_a_file_to_evaluate_on_may_lack_labels_that_the_model_has(tmp_path, rows
     assert task.evaluation["validation"]["label"][0] == [0, int(rows[0]["labels"] != []), 0]
 
 
+def test_numbers_that_are_the_models_names_are_no_positions(tmp_path):
+    file = write(tmp_path / "validation.jsonl", [{"text": "e", "labels": [1, 2]}])
+    task = load(task_type="multi_label", validation_file=file, need_train=False, known_labels=("1", "2", "3"))
+    assert task.evaluation["validation"]["label"][:] == [[1, 1, 0]]
+
+
 @pytest.mark.parametrize(
     ("train", "validation", "message"),
     [

@@ -182,6 +182,12 @@ def test_a_file_to_evaluate_on_may_lack_tags_that_the_model_has(tmp_path, rows):
     assert task.evaluation["validation"]["tags"][0] == [1]
 
 
+def test_numbers_that_are_the_models_names_are_no_positions(tmp_path):
+    file = write(tmp_path / "validation.jsonl", [{"tokens": ["a", "b"], "ner_tags": [1, 2]}])
+    task = load(task_type="token_classification", validation_file=file, need_train=False, known_labels=("1", "2", "3"))
+    assert task.evaluation["validation"]["tags"][:] == [[0, 1]]
+
+
 @pytest.mark.parametrize(
     ("train", "validation", "message"),
     [

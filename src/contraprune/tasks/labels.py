@@ -38,13 +38,24 @@ def match_labels(task_names: Sequence[str], model_names: Sequence[str], *, model
 
 
 def positions(values: Sequence[int | str], names: Sequence[str]) -> dict[int | str, int] | None:
-    """The position among ``names`` of each value, if all are names or all are positions."""
+    """The position among ``names`` of each value, if all are names, else if all are positions.
+
+    Names are compared as in :func:`match_labels`. Numbers are positions only where no name is another's number.
+    """
+    spelled = [_loose(name) for name in names]
+    if all(str(value) in names for value in values):
+        return {value: names.index(str(value)) for value in values}
     if all(isinstance(value, int) and 0 <= value < len(names) for value in values):
-        return {value: int(value) for value in values}
-    spellings = [_loose(name) for name in names]
-    if all(isinstance(value, str) and _loose(value) in spellings for value in values):
-        return {value: spellings.index(_loose(str(value))) for value in values}
+        return {value: int(value) for value in values} if counted(names) else None
+    if len(set(spelled)) == len(spelled) and all(isinstance(v, str) and _loose(v) in spelled for v in values):
+        return {value: spelled.index(_loose(str(value))) for value in values}
     return None
+
+
+def counted(names: Sequence[str]) -> bool:
+    """Whether names can be told from positions: none reads as the position of another, as all of 1, 2, 3 do."""
+    ids = {str(i): i for i in range(len(names))}
+    return all(ids.get(name, i) == i for i, name in enumerate(names))
 
 
 def _loose(name: str) -> str:
