@@ -158,6 +158,53 @@ def test_labels_that_are_neither_the_models_names_nor_its_positions_are_not_gues
 
 
 @pytest.mark.parametrize(
+    ("names", "values", "expected"),
+    [
+        ("1,2,3,4,5", [1, 2, 3, 4, 1], [0, 1, 2, 3, 0]),
+        ("1,2,3", [1, 2, 3], [0, 1, 2]),
+        ("3,2,1", [1, 2], [2, 1]),
+        ("10,20,30", [0, 2, 20], [0, 2, 1]),
+        ("neg,pos", [0, 1], [0, 1]),
+        ("0,1", [1, 0], [1, 0]),
+        ("b,a,c", ["a", "b"], [1, 0]),
+    ],
+)
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("kind", [str, lambda value: value])
+def test_named_labels_mean_the_same_in_every_format(tmp_path, names, values, expected, ending, kind):
+    rows = [{"text": "x", "label": kind(value)} for value in values]
+    task = own(tmp_path, rows, rows, ending, labels=[names])
+    assert task.label_names == tuple(names.split(","))
+    assert task.train["label"][:] == task.evaluation["validation"]["label"][:] == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "known"),
+    [
+        ("1,2,3", 0, "'1', '2', '3'"),
+        ("0,1", 2, "'0', '1'"),
+        ("neg,pos", "2", "'0', 'neg', '1', 'pos'"),
+    ],
+)
+def test_named_labels_that_a_file_lacks_are_shown_once(tmp_path, names, value, known):
+    file = write(tmp_path / "train.jsonl", [{"text": "x", "label": value}])
+    message = failure(train_file=file, need_evaluation=False, labels=[names])
+    assert message == f"{file}, line 1: column 'label': expected a label of --labels ({known}), found {value!r}"
+
+
+@pytest.mark.parametrize(("train", "validation"), [(".csv", ".jsonl"), (".jsonl", ".csv"), (".jsonl", ".jsonl")])
+@pytest.mark.parametrize("kinds", [(int, str), (str, int)])
+def test_numbers_may_be_text_in_one_of_two_files(tmp_path, train, validation, kinds):
+    files = [
+        write(tmp_path / f"{name}{ending}", [{"text": "x", "label": kind(label)} for label in labels])
+        for name, ending, kind, labels in zip("tv", (train, validation), kinds, ([10, 9], [10, 9, 10]), strict=True)
+    ]
+    task = load(train_file=files[0], validation_file=files[1])
+    assert (task.label_names, task.train["label"][:]) == (("9", "10"), [1, 0])
+    assert task.evaluation["validation"]["label"][:] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
     ("columns", "expected"),
     [
         (["text"], ("text",)),

@@ -165,6 +165,14 @@ def test_numbered_tags_get_their_names_from_the_user(tmp_path, ending):
     assert by_number.fingerprint == own(tmp_path, labels=names.split(",")).fingerprint
 
 
+def test_numbered_tags_in_text_mean_the_same_in_every_format(tmp_path):
+    rows = [{key: " ".join(map(str, value)) for key, value in row.items()} for row in NUMBERED]
+    files = [write(tmp_path / name, rows) for name in ("t.jsonl", "v.csv")]
+    flags = {"task_type": "token_classification", "labels": [",".join(NAMES)]}
+    task = load(train_file=files[0], validation_file=files[1], **flags)
+    assert task.train["tags"][:] == task.evaluation["validation"]["tags"][:] == [row["ner_tags"] for row in NUMBERED]
+
+
 def test_numbered_tags_without_names_are_numbers_until_a_model_names_them(tmp_path):
     task = own(tmp_path, NUMBERED, NUMBERED)
     assert task.label_names == ("0", "1", "2", "3")

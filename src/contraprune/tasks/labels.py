@@ -37,18 +37,19 @@ def match_labels(task_names: Sequence[str], model_names: Sequence[str], *, model
     )
 
 
-def positions(values: Sequence[int | str], names: Sequence[str]) -> dict[int | str, int] | None:
-    """The position among ``names`` of each value, if all are names, else if all are positions.
+def positions(values: Sequence[int | str], names: Sequence[str]) -> dict[str, int] | None:
+    """The position among ``names`` of each value, as text, if all are names, else if all are positions.
 
     Names are compared as in :func:`match_labels`. Numbers are positions only where no name is another's number.
     """
-    spelled = [_loose(name) for name in names]
-    if all(str(value) in names for value in values):
-        return {value: names.index(str(value)) for value in values}
+    ids = {str(value): names.index(str(value)) for value in values if str(value) in names}
+    if len(ids) == len(values):
+        return ids
     if all(isinstance(value, int) and 0 <= value < len(names) for value in values):
-        return {value: int(value) for value in values} if counted(names) else None
+        return {str(value): int(value) for value in values} if counted(names) else None
+    spelled = [_loose(name) for name in names]
     if len(set(spelled)) == len(spelled) and all(isinstance(v, str) and _loose(v) in spelled for v in values):
-        return {value: spelled.index(_loose(str(value))) for value in values}
+        return {str(value): spelled.index(_loose(str(value))) for value in values}
     return None
 
 
@@ -73,12 +74,12 @@ class Labels:
 
     Attributes:
         names: the name of each label id.
-        ids: label id by the value found in the file.
+        ids: label id by the value found in the file, as text: 1 and "1" are the same label.
         of: whose labels these are, as errors name it.
     """
 
     names: tuple[str, ...]
-    ids: Mapping[int | str, int]
+    ids: Mapping[str, int]
     of: str
 
 
@@ -109,12 +110,14 @@ def name_labels(
     if len(distinct) < 2:
         expected = f"expected at least two different labels in column '{column}'"
         raise UserError(f"{rows.source}: {expected}, found {'only ' + shown(distinct) if distinct else 'none'}")
-    return Labels(names=tuple(map(str, distinct)), ids={value: i for i, value in enumerate(distinct)}, of=rows.source)
+    names = tuple(map(str, distinct))
+    return Labels(names=names, ids={name: i for i, name in enumerate(names)}, of=rows.source)
 
 
-def named_ids(names: Sequence[str]) -> dict[int | str, int]:
-    """Label id by name, and by itself."""
-    return {value: i for i, name in enumerate(names) for value in (i, name)}
+def named_ids(names: Sequence[str]) -> dict[str, int]:
+    """Label id by name, and by position where that cannot be another's name."""
+    numbered = counted(names)
+    return {text: i for i, name in enumerate(names) for text in ([str(i), name] if numbered else [name])}
 
 
 def one_per_row(rows: Rows, column: str, lists: Sequence[Sequence[Any]]) -> Rows:
@@ -131,12 +134,12 @@ _OTHER_KINDS = {
 
 
 def label_values(rows: Rows, column: str) -> list[int] | list[str]:
-    """The label column with one type throughout; in csv and tsv whole numbers become numbers if all are."""
+    """The label column with one type throughout: whole numbers where all are, written as numbers or as text."""
     values = rows.column(column)
-    if not rows.typed:
+    if all(isinstance(value, str) for value in values):
         if all(re.fullmatch(_WHOLE, value) for value in values):
             values = [int(value) for value in values]
-        elif all(re.fullmatch(_DECIMAL, value) for value in values) and any("." in value for value in values):
+        elif not rows.typed and all(re.fullmatch(_DECIMAL, v) for v in values) and any("." in v for v in values):
             values = [float(value) for value in values]
     for index, value in enumerate(values):
         if problem := _label_problem(value):
@@ -159,11 +162,11 @@ def _label_problem(value: Any) -> str | None:
     return None
 
 
-def label_ids(rows: Rows, column: str, ids_of: Mapping[int | str, int], *, labels_of: str) -> list[int]:
+def label_ids(rows: Rows, column: str, ids_of: Mapping[str, int], *, labels_of: str) -> list[int]:
     """The id of every label of a column.
 
     Args:
-        ids_of: label id by the value found in the column.
+        ids_of: label id by the value found in the column, as text.
         labels_of: whose labels these are, as errors name it.
 
     Raises:
@@ -171,14 +174,10 @@ def label_ids(rows: Rows, column: str, ids_of: Mapping[int | str, int], *, label
     """
     ids = []
     for index, value in enumerate(rows.column(column)):
-        key = value
-        if not rows.typed and value not in ids_of and re.fullmatch(_WHOLE, value):
-            key = int(value)
-        problem = _label_problem(key)
-        if problem is None and key not in ids_of:
-            known = shown(list(ids_of))
-            problem = f"expected a label of {labels_of} ({known}), found {value!r:.80}"
+        problem = _label_problem(value)
+        if problem is None and str(value) not in ids_of:
+            problem = f"expected a label of {labels_of} ({shown(ids_of)}), found {value!r:.80}"
         if problem:
             raise rows.error(index, f"column '{column}': {problem}")
-        ids.append(ids_of[key])
+        ids.append(ids_of[str(value)])
     return ids

@@ -82,7 +82,7 @@ class LabelSetLayout(Layout):
     Attributes:
         label_columns: the one column of label lists; or, with ``one_column_each``, those of zeros and ones.
         separator: what stands between labels where a list is text; None where it is a single label.
-        label_ids: label id by the value found in a list.
+        label_ids: label id by the value found in a list, as text.
         labels_of: whose labels these are, as errors name it.
     """
 
@@ -91,7 +91,7 @@ class LabelSetLayout(Layout):
     one_column_each: bool
     separator: str | None
     label_names: tuple[str, ...]
-    label_ids: Mapping[int | str, int]
+    label_ids: Mapping[str, int]
     labels_of: str
     splits: tuple[str, ...] = ("validation",)
 
