@@ -230,6 +230,21 @@ def test_columns_named_by_flags(tmp_path):
     assert task.train[0] == {"b": "y", "a": "x", "label": 0, "idx": 0}
 
 
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        (["a,b"], ("a", "b")),
+        (["b, a"], ("b", "a")),
+        (["b,c"], ("b,c",)),
+        (["b,c", "a"], ("b,c", "a")),
+        (["text"], ("text",)),
+    ],
+)
+def test_text_columns_are_joined_by_commas_unless_that_is_a_column(tmp_path, flag, expected):
+    rows = [{"a": "x", "b": "y", "b,c": "z", "text": "t", "label": i} for i in (0, 1)]
+    assert own(tmp_path, rows, rows, text_columns=flag).text_columns == expected
+
+
 def test_first_rows_only_and_labels_of_all(tmp_path):
     task = own(tmp_path, max_train_samples=2, max_eval_samples=1)
     assert task.train["text"][:] == ["good", "bad"]
@@ -397,6 +412,7 @@ def test_csv_labels_that_cannot_be_used(tmp_path, labels, message):
     [
         (["text", "text"], "expected one or two columns of their own, found 'text', 'text' and"),
         (["text", "label"], "expected one or two columns of their own, found 'text', 'label' and"),
+        (["text,a,b"], "expected one or two columns of their own, found 'text', 'a', 'b' and"),
         (["a", "b", "c"], "expected one or two columns of their own, found 'a', 'b', 'c' and"),
         (["idx"], "expected names other than 'label', 'labels', 'idx', 'length',"),
     ],

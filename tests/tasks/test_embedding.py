@@ -71,9 +71,10 @@ def test_training_texts_need_no_label_and_may_stand_in_another_column(tmp_path):
     assert texts_of(own(tmp_path, single)) == ["x", "y"]
     assert texts_of(own(tmp_path, [{"body": "x", "text": "no"}], text_columns=["body"])) == ["x"]
     renamed = [{"s": row["sentence1"], "t": row["sentence2"], "how": row["score"]} for row in PAIRS]
-    task = own(tmp_path, single, renamed, text_columns=["s", "t"], label_column="how")
-    assert texts_of(task) == ["x", "y"]
-    assert task.evaluation["validation"]["label"][2] == 2.25
+    for columns in (["s", "t"], ["s,t"]):
+        task = own(tmp_path, single, renamed, text_columns=columns, label_column="how")
+        assert texts_of(task) == ["x", "y"]
+        assert task.evaluation["validation"]["label"][2] == 2.25
 
 
 def test_a_named_task_with_a_similarity(data):
