@@ -96,6 +96,9 @@ def test_every_format_gives_the_same_task(tmp_path, labels):
         (["10", "9", "x"], ("10", "9", "x")),
         (["01", "02"], ("01", "02")),
         (["1", "-"], ("-", "1")),
+        (["1.0", "one"], ("1.0", "one")),
+        (["007", "1.0"], ("007", "1.0")),
+        (["True", "none"], ("True", "none")),
         (["v1.0", "2.0"], ("2.0", "v1.0")),
         (["Ärger", "Freude"], ("Freude", "Ärger")),
     ],
@@ -127,6 +130,7 @@ def test_label_types_may_differ_between_formats(tmp_path):
         (("10", "20", "30"), [20, 30], [1, 2]),
         (("10", "20", "30"), [0, 2], [0, 2]),
         (("no", "yes", "maybe"), [0, 2], [0, 2]),
+        (("FALSE", "TRUE"), [True], [1]),
         (("LABEL_0", "LABEL_1", "LABEL_2"), [2, 0], [2, 0]),
         (("A-B", "c"), ["a_b"], [0]),
         (("a-b", "ab"), ["ab"], [1]),
@@ -202,6 +206,61 @@ def test_numbers_may_be_text_in_one_of_two_files(tmp_path, train, validation, ki
     task = load(train_file=files[0], validation_file=files[1])
     assert (task.label_names, task.train["label"][:]) == (("9", "10"), [1, 0])
     assert task.evaluation["validation"]["label"][:] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "expected"),
+    [
+        ([1.0, 10.0, 2.0], ("1", "2", "10"), [0, 2, 1]),
+        ([2, 1.0], ("1", "2"), [1, 0]),
+        ([True, False], ("false", "true"), [1, 0]),
+    ],
+)
+def test_whole_floats_and_booleans_are_labels_in_every_format(tmp_path, values, names, expected):
+    rows = [{"text": "x", "label": value} for value in values]
+    tasks = [own(tmp_path, rows, rows, ending) for ending in ENDINGS]
+    for task in tasks:
+        assert (task.label_names, task.train["label"][:]) == (names, expected)
+    assert len({task.fingerprint for task in tasks}) == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "expected"),
+    [
+        ([0, 1], [1.0, 0.0], [1, 0]),
+        ([0.0, 1.0], ["1", 0], [1, 0]),
+        (["1.0", "2.0"], [2.0, "1.0"], [1, 0]),
+        ([False, True], ["True", "FALSE", True], [1, 0, 1]),
+        (["True", "False"], [True, False], [1, 0]),
+    ],
+)
+@pytest.mark.parametrize("endings", [(".jsonl", ".jsonl"), (".csv", ".jsonl"), (".jsonl", ".csv")])
+def test_whole_floats_and_booleans_are_found_among_the_labels_of_another_file(
+    tmp_path, train, validation, expected, endings
+):
+    files = [
+        write(tmp_path / f"{name}{ending}", [{"text": "x", "label": value} for value in values])
+        for name, ending, values in zip("tv", endings, (train, validation), strict=True)
+    ]
+    found = load(train_file=files[0], validation_file=files[1]).evaluation["validation"]["label"][:]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "expected"),
+    [
+        (("true", "false"), [False, True], [1, 0]),
+        (("1.0", "2.0", "3.0"), [1.0, 2.0], [0, 1]),
+        (("1", "2", "3"), [1.0, 2.0], [0, 1]),
+        (("no", "yes"), [1.0, 0.0], [1, 0]),
+    ],
+)
+@pytest.mark.parametrize("flag", ["labels", "known_labels"])
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_whole_floats_and_booleans_are_found_among_given_names(tmp_path, names, values, expected, flag, ending):
+    file = write(tmp_path / f"v{ending}", [{"text": "x", "label": value} for value in values])
+    task = load(validation_file=file, need_train=False, **{flag: names})
+    assert (task.label_names, task.evaluation["validation"]["label"][:]) == (names, expected)
 
 
 @pytest.mark.parametrize(
@@ -335,9 +394,37 @@ UNLABELLED = "expected a label, found -1, which marks unlabelled rows such as GL
             "for real numbers pass --task_type regression",
         ),
         (
-            [{"text": "x", "label": True}],
+            [{"text": "x", "label": 1.0}, {"text": "x", "label": 0.5}],
             None,
-            "train.jsonl, line 1: column 'label': expected a name or a whole number, found True",
+            "train.jsonl, line 2: column 'label': expected a name or a whole number, found 0.5; "
+            "for real numbers pass --task_type regression",
+        ),
+        (
+            [{"text": "x", "label": float("inf")}],
+            None,
+            "train.jsonl, line 1: column 'label': expected a name or a whole number, found inf; "
+            "for real numbers pass --task_type regression",
+        ),
+        (
+            [{"text": "x", "label": 1.0}, {"text": "x", "label": float("nan")}],
+            None,
+            "train.jsonl, line 2: column 'label': expected a label, found none",
+        ),
+        (
+            [{"text": "x", "label": 1.0}, {"text": "x", "label": -1.0}],
+            None,
+            f"train.jsonl, line 2: column 'label': {UNLABELLED}",
+        ),
+        (
+            [{"text": "x", "label": True}, {"text": "x", "label": 1}],
+            None,
+            "train.jsonl, line 2: column 'label': expected all labels to be names or all to be whole numbers, "
+            "found True before 1",
+        ),
+        (
+            [{"text": "x", "label": i} for i in (0, 1)],
+            [{"text": "x", "label": True}],
+            "validation.jsonl, line 1: column 'label': expected a label of {dir}/train.jsonl ('0', '1'), found True",
         ),
         (
             [{"text": "x", "label": ["a"]}],
@@ -397,7 +484,9 @@ def test_own_files_that_cannot_be_used(tmp_path, train, validation, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["5.0", "4", "3.75"], "line 2: column 'label': expected a name or a whole number, found 5.0"),
+        (["5.0", "4", "3.75"], "line 4: column 'label': expected a name or a whole number, found 3.75; for real"),
+        (["0.0", "1.0", "-1.0"], f"line 4: column 'label': {UNLABELLED}"),
+        (["0.0", "1.0", ""], "line 4: column 'label': expected a label, found none"),
         (["1", "0", "-1"], f"line 4: column 'label': {UNLABELLED}"),
         (["yes", "no", ""], "line 4: column 'label': expected a label, found none"),
     ],

@@ -152,6 +152,15 @@ def test_numbers_that_are_the_models_names_are_no_positions(tmp_path):
             None,
             "train.jsonl, line 5: column 'labels': expected a list of labels (empty for none), found 1",
         ),
+        *(
+            (
+                [*TRAIN, {"text": "x", "labels": every}],
+                None,
+                "train.jsonl, line 5: column 'labels': expected the names or numbers of the row's labels, found "
+                f"{every}; zeros and ones stand in a column for each label (--label_columns)",
+            )
+            for every in ([1.0, 0.0], [False, True])
+        ),
         (
             [*TRAIN, {"text": "x", "labels": ["new", 1]}],
             None,

@@ -173,6 +173,12 @@ def test_numbered_tags_in_text_mean_the_same_in_every_format(tmp_path):
     assert task.train["tags"][:] == task.evaluation["validation"]["tags"][:] == [row["ner_tags"] for row in NUMBERED]
 
 
+def test_tags_may_be_whole_floats(tmp_path):
+    rows = [{**row, "ner_tags": [*map(float, row["ner_tags"])]} for row in NUMBERED]
+    task = own(tmp_path, rows, rows, labels=[",".join(NAMES)])
+    assert task.train["tags"][:] == [row["ner_tags"] for row in NUMBERED]
+
+
 def test_numbered_tags_without_names_are_numbers_until_a_model_names_them(tmp_path):
     task = own(tmp_path, NUMBERED, NUMBERED)
     assert task.label_names == ("0", "1", "2", "3")

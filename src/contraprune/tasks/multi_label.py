@@ -196,6 +196,10 @@ def _lists(rows: Rows, column: str, separator: str | None) -> list[list[Any]]:
             labels = [label.strip() for label in (value.split(separator) if separator else [value])]
             lists.append([] if labels == [""] else labels)
         elif isinstance(value, list):
+            if any(isinstance(label, bool | float) for label in value):  # as [1.0, 0.0], of all labels
+                expected = "expected the names or numbers of the row's labels"
+                other = "zeros and ones stand in a column for each label (--label_columns)"
+                raise rows.error(index, f"column '{column}': {expected}, found {value!r:.80}; {other}")
             lists.append(value)
         else:
             found = "null" if value is None else f"{value!r:.80}"
