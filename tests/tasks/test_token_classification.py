@@ -110,7 +110,9 @@ def test_conll_files_with_more_columns_and_documents(tmp_path, content):
     ("content", "message"),
     [
         ("EU\n", ", line 1: expected a token and its tag, found 1 column(s): 'EU'"),
-        ("EU O\n\n# id 5\nx O\n", ", line 3: expected 2 columns as in line 1, found 3 column(s): '# id 5'"),
+        ("EU O\n\nid 5 x\nx O\n", ", line 3: expected 2 columns as in line 1, found 3 column(s): 'id 5 x'"),
+        ("# id\nEU O\n# id 5\nx O\n", ", line 3: expected 2 columns as in line 2, found 3 column(s): '# id 5'"),
+        ("# id 5\n\n# id 6\n", ": expected at least one row of data, found none"),
         ("EU O\ncall -100\n", ", line 1: column 'tags': expected a tag for every word, found -100"),
         ("-DOCSTART- O\n\n", ": expected at least one row of data, found none"),
         (b"EU O\n\xff\xff O\n", ", line 2: expected UTF-8 text, found byte 0xff"),
@@ -120,6 +122,42 @@ def test_broken_conll_files(tmp_path, content, message):
     path = tmp_path / "train.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert failure(task_type="token_classification", train_file=path, need_evaluation=False) == f"{path}{message}"
+
+
+COMMENTS = """# newdoc
+# text = Ada met Babbage
+#
+Ada B-PER
+met O
+
+# sent 2
+# 1 a long comment
+# O
+5 O
+# B-PER
+"""
+
+
+@pytest.mark.parametrize("content", [COMMENTS, COMMENTS.replace(" O", "\tO").replace(" B-PER", "\tB-PER")])
+def test_conll_comments_are_told_from_the_token_of_a_number_sign(tmp_path, content):
+    (tmp_path / "train.conll").write_text(content)
+    task = load(task_type="token_classification", train_file=tmp_path / "train.conll", need_evaluation=False)
+    assert task.label_names == ("O", "B-PER")
+    assert task.train["tokens"][:] == [["Ada", "met"], ["#", "5", "#"]]
+    assert task.train["tags"][:] == [[1, 0], [0, 0, 1]]
+
+
+def test_conll_comments_before_lines_of_more_columns(tmp_path):
+    path = tmp_path / "train.conll"
+    path.write_text("# id 5 a\n\n# id 6\n" + CONLL.replace("\n\n", "\n\n# text = a, b\n", 1))
+    task = load(task_type="token_classification", train_file=path, need_evaluation=False)
+    assert task.train["tokens"][:] == [row["tokens"] for row in TRAIN]
+    path.write_text("# # B-NP\n5 CD I-NP\n\nover IN B-PP\n# # B-NP\n5 CD I-NP\n\nx NN B-NP\n")
+    task = load(task_type="token_classification", train_file=path, need_evaluation=False)
+    assert task.train["tokens"][:] == [["#", "5"], ["over", "#", "5"], ["x"]]
+    path.write_text("# #\n5 CD\n")
+    task = load(task_type="token_classification", train_file=path, need_evaluation=False)
+    assert task.train["tokens"][:] == [["#", "5"]]
 
 
 def test_text_files_are_for_tokens_only(tmp_path):
