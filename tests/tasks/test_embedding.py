@@ -87,6 +87,17 @@ def test_a_named_task_with_a_similarity(data):
     assert plain.fingerprint != task.fingerprint
 
 
+def test_a_named_task_needs_similarities_only_of_the_pairs_that_are_scored(tmp_path):
+    rows = [{"sentence1": "a", "sentence2": "b", "label": -1.0}]
+    write(tmp_path / "train.jsonl", rows)
+    write(tmp_path / "validation.jsonl", [{**rows[0], "label": 3.0}])
+    assert texts_of(load(task="stsb", task_type="embedding", data_dir=tmp_path)) == ["a", "b"]
+    file = write(tmp_path / "validation.jsonl", rows)
+    expected = "expected a number from 0 to 5, found -1, which marks unlabelled rows such as GLUE's test splits"
+    message = failure(task="stsb", task_type="embedding", data_dir=tmp_path)
+    assert message == f"{file}, line 1: column 'label': {expected}"
+
+
 ONE_FILE = ({"text": "x"},)
 
 

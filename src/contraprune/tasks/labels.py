@@ -13,6 +13,7 @@ from contraprune.tasks.files import Rows, shown
 
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,999}))(?:\.0*)?")  # "007" is a name: it would not come back from a number
 _DECIMAL = re.compile(r"-?[0-9]+\.?[0-9]*")
+UNLABELLED = "-1, which marks unlabelled rows such as GLUE's test splits"
 _BOOLEANS = ("false", "true")
 
 
@@ -181,7 +182,7 @@ def _label_problem(value: Any) -> str | None:
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):  # the gaps of a table
         return "expected a label, found none"
     if "-1" in _spellings(value):
-        return "expected a label, found -1, which marks unlabelled rows such as GLUE's test splits"
+        return f"expected a label, found {UNLABELLED}"
     if isinstance(value, float) and not value.is_integer():
         return f"expected a name or a whole number, found {value}; for real numbers pass --task_type regression"
     if not isinstance(value, int | float | str):
