@@ -177,6 +177,21 @@ def test_a_file_to_evaluate_on_may_lack_classes_and_spell_them_otherwise(tiny, t
     assert accuracy in ((0.0, 1.0) if len(set(labels)) == 1 else (0.5,))
 
 
+def test_a_model_whose_labels_are_numbers_is_scored_by_their_names(tiny, tmp_path, capsys):
+    """Also where the file lacks the last of them, so that all that it has could be positions."""
+    shutil.copytree(tiny / "teacher", tmp_path / "numbered")
+    config = json.loads((tmp_path / "numbered" / "config.json").read_text())
+    assert config["id2label"] == {"0": "negative", "1": "positive"}
+    config |= {"id2label": {"0": "1", "1": "2"}, "label2id": {"1": 0, "2": 1}}
+    (tmp_path / "numbered" / "config.json").write_text(json.dumps(config))
+    found = []
+    for model, label in ((tiny / "teacher", "negative"), (tmp_path / "numbered", 1)):
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "the film was good", "label": label}) + "\n")
+        assert main(["evaluate", str(model), "--validation_file", str(tmp_path / "rows.jsonl"), "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["metrics"]["accuracy"])
+    assert found[0] == found[1]
+
+
 def test_unknown_command(capsys):
     assert "prun: no such command (did you mean prune?)" in error_of(["prun"], capsys)
 

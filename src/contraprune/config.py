@@ -58,7 +58,9 @@ class DataConfig:
         None, "Your own training file (.jsonl, .csv, .tsv, .parquet; of tokens also .conll, .txt), without --task."
     )
     validation_file: str | None = setting(None, "Your own validation file.")
-    text_columns: list[str] | None = setting(None, "Column(s) of the text: one, or two for pairs. Default: guessed.")
+    text_columns: list[str] | None = setting(
+        None, "Column(s) of the text: one, or two for pairs (A B or A,B). Default: guessed."
+    )
     label_column: str | None = setting(
         None,
         "Column of the label (label), of the list of labels (label, labels), of the tags (ner_tags, tags, labels) or "

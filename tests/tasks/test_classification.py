@@ -96,6 +96,9 @@ def test_every_format_gives_the_same_task(tmp_path, labels):
         (["10", "9", "x"], ("10", "9", "x")),
         (["01", "02"], ("01", "02")),
         (["1", "-"], ("-", "1")),
+        (["1.0", "one"], ("1.0", "one")),
+        (["007", "1.0"], ("007", "1.0")),
+        (["True", "none"], ("True", "none")),
         (["v1.0", "2.0"], ("2.0", "v1.0")),
         (["Ärger", "Freude"], ("Freude", "Ärger")),
     ],
@@ -114,6 +117,150 @@ def test_label_types_may_differ_between_formats(tmp_path):
     assert load(train_file=train, validation_file=validation).evaluation["validation"]["label"][:] == [1]
     train = write(tmp_path / "train.jsonl", [{"text": "x", "label": i} for i in ("1", "one")])
     assert load(train_file=train, validation_file=validation).evaluation["validation"]["label"][:] == [0]
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "expected"),
+    [
+        (("1", "2", "3", "4", "5"), [1, 2, 3, 4, 1], [0, 1, 2, 3, 0]),
+        (("1", "2", "3"), [2], [1]),
+        (("2", "1", "0"), [0, 1], [2, 1]),
+        (("2", "0", "1"), ["0", "2"], [1, 0]),
+        (("0", "1", "2"), [2, 1], [2, 1]),
+        (("10", "20", "30"), [20, 30], [1, 2]),
+        (("10", "20", "30"), [0, 2], [0, 2]),
+        (("no", "yes", "maybe"), [0, 2], [0, 2]),
+        (("FALSE", "TRUE"), [True], [1]),
+        (("LABEL_0", "LABEL_1", "LABEL_2"), [2, 0], [2, 0]),
+        (("A-B", "c"), ["a_b"], [0]),
+        (("a-b", "ab"), ["ab"], [1]),
+    ],
+)
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_labels_of_a_file_to_evaluate_on_are_the_models_names_before_they_are_positions(
+    tmp_path, names, values, expected, ending
+):
+    file = write(tmp_path / f"v{ending}", [{"text": "x", "label": value} for value in values])
+    task = load(validation_file=file, need_train=False, known_labels=names)
+    assert task.label_names == names
+    assert task.evaluation["validation"]["label"][:] == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (("1", "2", "3", "4", "5"), [0, 1, 2, 3]),
+        (("1", "0"), [0, 1, 2]),
+        (("a-b", "ab"), ["AB", "A_B"]),
+        (("1-2", "3"), [12, 3]),
+    ],
+)
+def test_labels_that_are_neither_the_models_names_nor_its_positions_are_not_guessed(tmp_path, names, values):
+    file = write(tmp_path / "v.jsonl", [{"text": "x", "label": value} for value in values])
+    task = load(validation_file=file, need_train=False, known_labels=names)
+    assert task.label_names == tuple(map(str, sorted(values)))
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "expected"),
+    [
+        ("1,2,3,4,5", [1, 2, 3, 4, 1], [0, 1, 2, 3, 0]),
+        ("1,2,3", [1, 2, 3], [0, 1, 2]),
+        ("3,2,1", [1, 2], [2, 1]),
+        ("10,20,30", [0, 2, 20], [0, 2, 1]),
+        ("neg,pos", [0, 1], [0, 1]),
+        ("0,1", [1, 0], [1, 0]),
+        ("b,a,c", ["a", "b"], [1, 0]),
+    ],
+)
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("kind", [str, lambda value: value])
+def test_named_labels_mean_the_same_in_every_format(tmp_path, names, values, expected, ending, kind):
+    rows = [{"text": "x", "label": kind(value)} for value in values]
+    task = own(tmp_path, rows, rows, ending, labels=[names])
+    assert task.label_names == tuple(names.split(","))
+    assert task.train["label"][:] == task.evaluation["validation"]["label"][:] == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "known"),
+    [
+        ("1,2,3", 0, "'1', '2', '3'"),
+        ("0,1", 2, "'0', '1'"),
+        ("neg,pos", "2", "'0', 'neg', '1', 'pos'"),
+    ],
+)
+def test_named_labels_that_a_file_lacks_are_shown_once(tmp_path, names, value, known):
+    file = write(tmp_path / "train.jsonl", [{"text": "x", "label": value}])
+    message = failure(train_file=file, need_evaluation=False, labels=[names])
+    assert message == f"{file}, line 1: column 'label': expected a label of --labels ({known}), found {value!r}"
+
+
+@pytest.mark.parametrize(("train", "validation"), [(".csv", ".jsonl"), (".jsonl", ".csv"), (".jsonl", ".jsonl")])
+@pytest.mark.parametrize("kinds", [(int, str), (str, int)])
+def test_numbers_may_be_text_in_one_of_two_files(tmp_path, train, validation, kinds):
+    files = [
+        write(tmp_path / f"{name}{ending}", [{"text": "x", "label": kind(label)} for label in labels])
+        for name, ending, kind, labels in zip("tv", (train, validation), kinds, ([10, 9], [10, 9, 10]), strict=True)
+    ]
+    task = load(train_file=files[0], validation_file=files[1])
+    assert (task.label_names, task.train["label"][:]) == (("9", "10"), [1, 0])
+    assert task.evaluation["validation"]["label"][:] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "expected"),
+    [
+        ([1.0, 10.0, 2.0], ("1", "2", "10"), [0, 2, 1]),
+        ([2, 1.0], ("1", "2"), [1, 0]),
+        ([True, False], ("false", "true"), [1, 0]),
+    ],
+)
+def test_whole_floats_and_booleans_are_labels_in_every_format(tmp_path, values, names, expected):
+    rows = [{"text": "x", "label": value} for value in values]
+    tasks = [own(tmp_path, rows, rows, ending) for ending in ENDINGS]
+    for task in tasks:
+        assert (task.label_names, task.train["label"][:]) == (names, expected)
+    assert len({task.fingerprint for task in tasks}) == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "expected"),
+    [
+        ([0, 1], [1.0, 0.0], [1, 0]),
+        ([0.0, 1.0], ["1", 0], [1, 0]),
+        (["1.0", "2.0"], [2.0, "1.0"], [1, 0]),
+        ([False, True], ["True", "FALSE", True], [1, 0, 1]),
+        (["True", "False"], [True, False], [1, 0]),
+    ],
+)
+@pytest.mark.parametrize("endings", [(".jsonl", ".jsonl"), (".csv", ".jsonl"), (".jsonl", ".csv")])
+def test_whole_floats_and_booleans_are_found_among_the_labels_of_another_file(
+    tmp_path, train, validation, expected, endings
+):
+    files = [
+        write(tmp_path / f"{name}{ending}", [{"text": "x", "label": value} for value in values])
+        for name, ending, values in zip("tv", endings, (train, validation), strict=True)
+    ]
+    found = load(train_file=files[0], validation_file=files[1]).evaluation["validation"]["label"][:]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "expected"),
+    [
+        (("true", "false"), [False, True], [1, 0]),
+        (("1.0", "2.0", "3.0"), [1.0, 2.0], [0, 1]),
+        (("1", "2", "3"), [1.0, 2.0], [0, 1]),
+        (("no", "yes"), [1.0, 0.0], [1, 0]),
+    ],
+)
+@pytest.mark.parametrize("flag", ["labels", "known_labels"])
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_whole_floats_and_booleans_are_found_among_given_names(tmp_path, names, values, expected, flag, ending):
+    file = write(tmp_path / f"v{ending}", [{"text": "x", "label": value} for value in values])
+    task = load(validation_file=file, need_train=False, **{flag: names})
+    assert (task.label_names, task.evaluation["validation"]["label"][:]) == (names, expected)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +287,21 @@ def test_columns_named_by_flags(tmp_path):
     task = own(tmp_path, rows, rows, text_columns=["b", "a"], label_column="gold")
     assert task.text_columns == ("b", "a")
     assert task.train[0] == {"b": "y", "a": "x", "label": 0, "idx": 0}
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        (["a,b"], ("a", "b")),
+        (["b, a"], ("b", "a")),
+        (["b,c"], ("b,c",)),
+        (["b,c", "a"], ("b,c", "a")),
+        (["text"], ("text",)),
+    ],
+)
+def test_text_columns_are_joined_by_commas_unless_that_is_a_column(tmp_path, flag, expected):
+    rows = [{"a": "x", "b": "y", "b,c": "z", "text": "t", "label": i} for i in (0, 1)]
+    assert own(tmp_path, rows, rows, text_columns=flag).text_columns == expected
 
 
 def test_first_rows_only_and_labels_of_all(tmp_path):
@@ -232,9 +394,37 @@ UNLABELLED = "expected a label, found -1, which marks unlabelled rows such as GL
             "for real numbers pass --task_type regression",
         ),
         (
-            [{"text": "x", "label": True}],
+            [{"text": "x", "label": 1.0}, {"text": "x", "label": 0.5}],
             None,
-            "train.jsonl, line 1: column 'label': expected a name or a whole number, found True",
+            "train.jsonl, line 2: column 'label': expected a name or a whole number, found 0.5; "
+            "for real numbers pass --task_type regression",
+        ),
+        (
+            [{"text": "x", "label": float("inf")}],
+            None,
+            "train.jsonl, line 1: column 'label': expected a name or a whole number, found inf; "
+            "for real numbers pass --task_type regression",
+        ),
+        (
+            [{"text": "x", "label": 1.0}, {"text": "x", "label": float("nan")}],
+            None,
+            "train.jsonl, line 2: column 'label': expected a label, found none",
+        ),
+        (
+            [{"text": "x", "label": 1.0}, {"text": "x", "label": -1.0}],
+            None,
+            f"train.jsonl, line 2: column 'label': {UNLABELLED}",
+        ),
+        (
+            [{"text": "x", "label": True}, {"text": "x", "label": 1}],
+            None,
+            "train.jsonl, line 2: column 'label': expected all labels to be names or all to be whole numbers, "
+            "found True before 1",
+        ),
+        (
+            [{"text": "x", "label": i} for i in (0, 1)],
+            [{"text": "x", "label": True}],
+            "validation.jsonl, line 1: column 'label': expected a label of {dir}/train.jsonl ('0', '1'), found True",
         ),
         (
             [{"text": "x", "label": ["a"]}],
@@ -294,7 +484,9 @@ def test_own_files_that_cannot_be_used(tmp_path, train, validation, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["5.0", "4", "3.75"], "line 2: column 'label': expected a name or a whole number, found 5.0"),
+        (["5.0", "4", "3.75"], "line 4: column 'label': expected a name or a whole number, found 3.75; for real"),
+        (["0.0", "1.0", "-1.0"], f"line 4: column 'label': {UNLABELLED}"),
+        (["0.0", "1.0", ""], "line 4: column 'label': expected a label, found none"),
         (["1", "0", "-1"], f"line 4: column 'label': {UNLABELLED}"),
         (["yes", "no", ""], "line 4: column 'label': expected a label, found none"),
     ],
@@ -309,6 +501,7 @@ def test_csv_labels_that_cannot_be_used(tmp_path, labels, message):
     [
         (["text", "text"], "expected one or two columns of their own, found 'text', 'text' and"),
         (["text", "label"], "expected one or two columns of their own, found 'text', 'label' and"),
+        (["text,a,b"], "expected one or two columns of their own, found 'text', 'a', 'b' and"),
         (["a", "b", "c"], "expected one or two columns of their own, found 'a', 'b', 'c' and"),
         (["idx"], "expected names other than 'label', 'labels', 'idx', 'length',"),
     ],

@@ -71,9 +71,10 @@ def test_training_texts_need_no_label_and_may_stand_in_another_column(tmp_path):
     assert texts_of(own(tmp_path, single)) == ["x", "y"]
     assert texts_of(own(tmp_path, [{"body": "x", "text": "no"}], text_columns=["body"])) == ["x"]
     renamed = [{"s": row["sentence1"], "t": row["sentence2"], "how": row["score"]} for row in PAIRS]
-    task = own(tmp_path, single, renamed, text_columns=["s", "t"], label_column="how")
-    assert texts_of(task) == ["x", "y"]
-    assert task.evaluation["validation"]["label"][2] == 2.25
+    for columns in (["s", "t"], ["s,t"]):
+        task = own(tmp_path, single, renamed, text_columns=columns, label_column="how")
+        assert texts_of(task) == ["x", "y"]
+        assert task.evaluation["validation"]["label"][2] == 2.25
 
 
 def test_a_named_task_with_a_similarity(data):
@@ -84,6 +85,17 @@ def test_a_named_task_with_a_similarity(data):
     assert len(task.evaluation["validation"]) == 1500
     plain = load(task="stsb", data_dir=str(data / "glue" / "stsb"))
     assert plain.fingerprint != task.fingerprint
+
+
+def test_a_named_task_needs_similarities_only_of_the_pairs_that_are_scored(tmp_path):
+    rows = [{"sentence1": "a", "sentence2": "b", "label": -1.0}]
+    write(tmp_path / "train.jsonl", rows)
+    write(tmp_path / "validation.jsonl", [{**rows[0], "label": 3.0}])
+    assert texts_of(load(task="stsb", task_type="embedding", data_dir=tmp_path)) == ["a", "b"]
+    file = write(tmp_path / "validation.jsonl", rows)
+    expected = "expected a number from 0 to 5, found -1, which marks unlabelled rows such as GLUE's test splits"
+    message = failure(task="stsb", task_type="embedding", data_dir=tmp_path)
+    assert message == f"{file}, line 1: column 'label': {expected}"
 
 
 ONE_FILE = ({"text": "x"},)

@@ -97,6 +97,33 @@ def test_csv_takes_texts_of_any_length(tmp_path):
     assert csv.field_size_limit() == limit
 
 
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        (["a", '"b" c', 'd "e"'], 3),
+        (['"a', "b"], 2),
+        (["a", 'b "c"', '"'], 4),
+        (['"a', 'b"', "c"], 2),  # one field of two lines, and then one field too few
+    ],
+)
+def test_tsv_without_quoting(tmp_path, fields, line):
+    path = tmp_path / "data.tsv"
+    path.write_text("text\tother\tlabel\n" + "".join(f"{field}\t{field}\t1\n" for field in fields))
+    with pytest.warns(UserWarning, match=rf"^{path}, line {line}: .*; so quotes in this file are read as text$"):
+        rows = read(path)
+    assert rows.texts("text") == rows.texts("other") == fields
+    assert rows.numbers == [*range(2, len(fields) + 2)]
+
+
+def test_tsv_that_is_quoted_reads_as_quoted(tmp_path, recwarn):
+    path = tmp_path / "data.tsv"
+    path.write_text('text\tlabel\n"a ""quoted"" word"\t1\n"a tab\tand\na line"\t"0"\nb "c" d\t1\n')
+    rows = read(path)
+    assert rows.texts("text") == ['a "quoted" word', "a tab\tand\na line", 'b "c" d']
+    assert (rows.texts("label"), rows.numbers) == (["1", "0", "1"], [2, 3, 5])
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("ending", READERS)
 def test_missing_file(tmp_path, ending):
     assert failure(tmp_path / f"nothing{ending}") == ": no such file"
@@ -173,7 +200,10 @@ def test_other_encodings(tmp_path, name):
         ("a.csv", "text,label\na, b,1\n", ", line 2: expected 2 fields ('text', 'label'), found 3"),
         ("a.tsv", 'text\tlabel\n"a\nb"\t1\tx\n', ", line 2: expected 2 fields ('text', 'label'), found 3"),
         ("a.csv", 'text,label\na,1\n"b,1\nc,1\n', ", line 3: broken quotes (unexpected end of data)"),
-        ("a.tsv", 'text\tlabel\n"a" b\t1\n', ", line 2: broken quotes ("),
+        ("a.csv", 'text,label\n"a" b,1\n', ", line 2: broken quotes ("),
+        ("a.tsv", '"text"\t"label"\n"a" b\t1\n', ", line 2: broken quotes ("),
+        ("a.tsv", 'text\tlabel\n"a" b\t1\nc\n', ", line 2: broken quotes ("),
+        ("a.tsv", 'text\tlabel\n"a""b"\t1\n"c\nd"\n', ", line 3: expected 2 fields ('text', 'label'), found 1"),
         ("a.csv", "text,label,text\na,1,b\n", ", line 1: expected different columns, found 'text', 'label'"),
     ],
 )

@@ -81,14 +81,20 @@ def test_labels_by_name_and_by_id_are_the_same(tmp_path):
     assert by_id.fingerprint == by_name.fingerprint
 
 
+def test_labels_may_be_whole_floats(tmp_path):
+    write(tmp_path / "validation.jsonl", [{"sentence": "x", "label": label} for label in (1.0, 0.0)])
+    task = load(task="sst2", data_dir=tmp_path, need_train=False)
+    assert task.evaluation["validation"]["label"][:] == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
     [
         (-1, UNLABELLED),
         (2, "expected a label of sst2 ('0', 'negative', '1', 'positive'), found 2"),
         ("Positive", "expected a label of sst2 ('0', 'negative', '1', 'positive'), found 'Positive'"),
-        (True, "expected a name or a whole number, found True"),
-        (1.0, "expected a name or a whole number, found 1.0"),
+        (True, "expected a label of sst2 ('0', 'negative', '1', 'positive'), found True"),
+        (0.5, "expected a name or a whole number, found 0.5; for real numbers pass --task_type regression"),
     ],
 )
 def test_wrong_labels(tmp_path, label, message):

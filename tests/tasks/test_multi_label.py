@@ -124,6 +124,21 @@ def test_a_file_to_evaluate_on_may_lack_labels_that_the_model_has(tmp_path, rows
     assert task.evaluation["validation"]["label"][0] == [0, int(rows[0]["labels"] != []), 0]
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+@pytest.mark.parametrize(("names", "expected"), [("a,b,c", [[1, 0, 1], [0, 1, 0]]), ("1,2,0", [[0, 1, 1], [1, 0, 0]])])
+def test_numbers_in_joined_text_mean_the_same_in_every_format(tmp_path, ending, names, expected):
+    rows = [{"text": "x", "labels": "0,2"}, {"text": "y", "labels": "1"}]
+    file = write(tmp_path / f"train{ending}", rows)
+    task = load(task_type="multi_label", train_file=file, need_evaluation=False, labels=[names])
+    assert task.train["label"][:] == expected
+
+
+def test_numbers_that_are_the_models_names_are_no_positions(tmp_path):
+    file = write(tmp_path / "validation.jsonl", [{"text": "e", "labels": [1, 2]}])
+    task = load(task_type="multi_label", validation_file=file, need_train=False, known_labels=("1", "2", "3"))
+    assert task.evaluation["validation"]["label"][:] == [[1, 1, 0]]
+
+
 @pytest.mark.parametrize(
     ("train", "validation", "message"),
     [
@@ -136,6 +151,15 @@ def test_a_file_to_evaluate_on_may_lack_labels_that_the_model_has(tmp_path, rows
             [*TRAIN, {"text": "x", "labels": 1}],
             None,
             "train.jsonl, line 5: column 'labels': expected a list of labels (empty for none), found 1",
+        ),
+        *(
+            (
+                [*TRAIN, {"text": "x", "labels": every}],
+                None,
+                "train.jsonl, line 5: column 'labels': expected the names or numbers of the row's labels, found "
+                f"{every}; zeros and ones stand in a column for each label (--label_columns)",
+            )
+            for every in ([1.0, 0.0], [False, True])
         ),
         (
             [*TRAIN, {"text": "x", "labels": ["new", 1]}],

@@ -63,6 +63,24 @@ def test_the_real_sts_b(data):
     assert labels.max() == 5
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("ending", [".jsonl", ".tsv"])
+@pytest.mark.parametrize("value", [-1.0, -1, 5.2])
+def test_sts_b_has_numbers_from_0_to_5(tmp_path, split, ending, value):
+    for name in ("train", "validation"):
+        write(tmp_path / f"{name}{ending}", [*ROWS, {**ROWS[0], "label": value if name == split else 5}])
+    text = repr(str(value)) if ending == ".tsv" else value
+    found = "-1, which marks unlabelled rows such as GLUE's test splits" if value == -1 else text
+    message = f"{tmp_path}/{split}{ending}, line {5 if ending == '.tsv' else 4}: column 'label': "
+    assert failure(task="stsb", data_dir=tmp_path) == f"{message}expected a number from 0 to 5, found {found}"
+
+
+def test_own_numbers_may_be_any(tmp_path):
+    file = write(tmp_path / "train.jsonl", [{**ROWS[0], "label": value} for value in (-1, 7.5)])
+    task = load(train_file=file, task_type="regression", need_evaluation=False)
+    assert task.train["label"][:] == [-1, 7.5]
+
+
 def naive_pearson(xs, ys):
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
     covariance = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))

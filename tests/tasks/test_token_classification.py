@@ -110,7 +110,9 @@ def test_conll_files_with_more_columns_and_documents(tmp_path, content):
     ("content", "message"),
     [
         ("EU\n", ", line 1: expected a token and its tag, found 1 column(s): 'EU'"),
-        ("EU O\n\n# id 5\nx O\n", ", line 3: expected 2 columns as in line 1, found 3 column(s): '# id 5'"),
+        ("EU O\n\nid 5 x\nx O\n", ", line 3: expected 2 columns as in line 1, found 3 column(s): 'id 5 x'"),
+        ("# id\nEU O\n# id 5\nx O\n", ", line 3: expected 2 columns as in line 2, found 3 column(s): '# id 5'"),
+        ("# id 5\n\n# id 6\n", ": expected at least one row of data, found none"),
         ("EU O\ncall -100\n", ", line 1: column 'tags': expected a tag for every word, found -100"),
         ("-DOCSTART- O\n\n", ": expected at least one row of data, found none"),
         (b"EU O\n\xff\xff O\n", ", line 2: expected UTF-8 text, found byte 0xff"),
@@ -120,6 +122,42 @@ def test_broken_conll_files(tmp_path, content, message):
     path = tmp_path / "train.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert failure(task_type="token_classification", train_file=path, need_evaluation=False) == f"{path}{message}"
+
+
+COMMENTS = """# newdoc
+# text = Ada met Babbage
+#
+Ada B-PER
+met O
+
+# sent 2
+# 1 a long comment
+# O
+5 O
+# B-PER
+"""
+
+
+@pytest.mark.parametrize("content", [COMMENTS, COMMENTS.replace(" O", "\tO").replace(" B-PER", "\tB-PER")])
+def test_conll_comments_are_told_from_the_token_of_a_number_sign(tmp_path, content):
+    (tmp_path / "train.conll").write_text(content)
+    task = load(task_type="token_classification", train_file=tmp_path / "train.conll", need_evaluation=False)
+    assert task.label_names == ("O", "B-PER")
+    assert task.train["tokens"][:] == [["Ada", "met"], ["#", "5", "#"]]
+    assert task.train["tags"][:] == [[1, 0], [0, 0, 1]]
+
+
+def test_conll_comments_before_lines_of_more_columns(tmp_path):
+    path = tmp_path / "train.conll"
+    path.write_text("# id 5 a\n\n# id 6\n" + CONLL.replace("\n\n", "\n\n# text = a, b\n", 1))
+    task = load(task_type="token_classification", train_file=path, need_evaluation=False)
+    assert task.train["tokens"][:] == [row["tokens"] for row in TRAIN]
+    path.write_text("# # B-NP\n5 CD I-NP\n\nover IN B-PP\n# # B-NP\n5 CD I-NP\n\nx NN B-NP\n")
+    task = load(task_type="token_classification", train_file=path, need_evaluation=False)
+    assert task.train["tokens"][:] == [["#", "5"], ["over", "#", "5"], ["x"]]
+    path.write_text("# #\n5 CD\n")
+    task = load(task_type="token_classification", train_file=path, need_evaluation=False)
+    assert task.train["tokens"][:] == [["#", "5"]]
 
 
 def test_text_files_are_for_tokens_only(tmp_path):
@@ -165,6 +203,20 @@ def test_numbered_tags_get_their_names_from_the_user(tmp_path, ending):
     assert by_number.fingerprint == own(tmp_path, labels=names.split(",")).fingerprint
 
 
+def test_numbered_tags_in_text_mean_the_same_in_every_format(tmp_path):
+    rows = [{key: " ".join(map(str, value)) for key, value in row.items()} for row in NUMBERED]
+    files = [write(tmp_path / name, rows) for name in ("t.jsonl", "v.csv")]
+    flags = {"task_type": "token_classification", "labels": [",".join(NAMES)]}
+    task = load(train_file=files[0], validation_file=files[1], **flags)
+    assert task.train["tags"][:] == task.evaluation["validation"]["tags"][:] == [row["ner_tags"] for row in NUMBERED]
+
+
+def test_tags_may_be_whole_floats(tmp_path):
+    rows = [{**row, "ner_tags": [*map(float, row["ner_tags"])]} for row in NUMBERED]
+    task = own(tmp_path, rows, rows, labels=[",".join(NAMES)])
+    assert task.train["tags"][:] == [row["ner_tags"] for row in NUMBERED]
+
+
 def test_numbered_tags_without_names_are_numbers_until_a_model_names_them(tmp_path):
     task = own(tmp_path, NUMBERED, NUMBERED)
     assert task.label_names == ("0", "1", "2", "3")
@@ -180,6 +232,12 @@ def test_a_file_to_evaluate_on_may_lack_tags_that_the_model_has(tmp_path, rows):
     task = load(task_type="token_classification", validation_file=file, need_train=False, known_labels=NAMES)
     assert task.label_names == NAMES
     assert task.evaluation["validation"]["tags"][0] == [1]
+
+
+def test_numbers_that_are_the_models_names_are_no_positions(tmp_path):
+    file = write(tmp_path / "validation.jsonl", [{"tokens": ["a", "b"], "ner_tags": [1, 2]}])
+    task = load(task_type="token_classification", validation_file=file, need_train=False, known_labels=("1", "2", "3"))
+    assert task.evaluation["validation"]["tags"][:] == [[0, 1]]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Data sets, from the flags that name them to what a model reads."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -139,9 +139,11 @@ class _Source:
         return [f"--{flag}" for flag in flags if getattr(self, flag) is not None]
 
 
-def _split(names: Sequence[str] | None) -> list[str] | None:
-    """Names that may be joined by commas."""
-    return None if names is None else [part.strip() for name in names for part in name.split(",")]
+def _split(names: Sequence[str] | None, whole: Collection[str] = ()) -> list[str] | None:
+    """Names that may be joined by commas, other than those of ``whole``."""
+    if names is None:
+        return None
+    return [part.strip() for name in names for part in ([name] if name in whole else name.split(","))]
 
 
 def _check(source: _Source) -> None:
@@ -189,7 +191,7 @@ def _own_files(source: _Source, *, train: bool, evaluation: bool) -> tuple[str, 
         splits["validation"] = read(Path(source.validation_file), readers)
     first = next(iter(splits.values()))
     flags = Flags(
-        text_columns=source.text_columns,
+        text_columns=_split(source.text_columns, {column for rows in splits.values() for column in rows.columns}),
         label_column=source.label_column,
         labels=source.labels,
         label_columns=source.label_columns,

@@ -91,14 +91,14 @@ class ClassLayout(Layout):
     """In which columns the texts and the label stand, and what the labels mean.
 
     Attributes:
-        label_ids: label id by the value found in the label column.
+        label_ids: label id by the value found in the label column, as text.
         labels_of: whose labels these are, as errors name it.
     """
 
     text_columns: tuple[str, ...]
     label_column: str
     label_names: tuple[str, ...]
-    label_ids: Mapping[int | str, int]
+    label_ids: Mapping[str, int]
     labels_of: str
     main_metric: str = "accuracy"
     splits: tuple[str, ...] = ("validation",)

@@ -97,10 +97,14 @@ class EmbeddingLayout(Layout):
     """In which columns the texts stand, and in evaluation data the similarity; None: found by their usual names.
 
     Training data may have one column of texts or two, and other columns than evaluation data.
+
+    Attributes:
+        limits: the lowest and highest similarity there is; None for any.
     """
 
     text_columns: tuple[str, ...] | None = None
     label_column: str | None = None
+    limits: tuple[float, float] | None = None
     label_names: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("validation",)
 
@@ -116,7 +120,7 @@ class EmbeddingLayout(Layout):
                 "name both with --text_columns"
             )
         texts = {name: rows.texts(column) for name, column in zip(_PAIR, columns, strict=True)}
-        content = {**texts, "label": numbers(rows, label), "idx": list(range(len(rows.values)))}
+        content = {**texts, "label": numbers(rows, label, self.limits), "idx": list(range(len(rows.values)))}
         types = dict.fromkeys(_PAIR, Value("string")) | {"label": Value("float32"), "idx": Value("int64")}
         return Dataset.from_dict(content, features=Features(types))
 
@@ -156,4 +160,6 @@ def layout_of(task: str, layout: Layout) -> EmbeddingLayout:
             f"--task_type embedding: expected a --task of pairs with a similarity (stsb), found {task}; its texts can "
             "be trained on as --train_file, beside a --validation_file of such pairs"
         )
-    return EmbeddingLayout(text_columns=layout.text_columns, label_column=layout.label_column, splits=layout.splits)
+    return EmbeddingLayout(
+        text_columns=layout.text_columns, label_column=layout.label_column, limits=layout.limits, splits=layout.splits
+    )

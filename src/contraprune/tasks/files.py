@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,10 +203,16 @@ def _json_file(path: Path) -> Rows:
     return _objects(values, range(1, len(values) + 1), path, "row")
 
 
-def _delimited(path: Path, dialect: type[csv.Dialect]) -> Rows:
+class _Unquoted(csv.excel_tab):
+    """Tab-separated values in which a quote is a character like any other."""
+
+    quoting = csv.QUOTE_NONE
+
+
+def _delimited(text: str, path: Path, dialect: type[csv.Dialect]) -> Rows:
     limit = csv.field_size_limit(sys.maxsize)  # the default stops at texts of 131,072 characters
     try:
-        return _parse_delimited(csv.reader(io.StringIO(read_text(path), newline=""), dialect, strict=True), path)
+        return _parse_delimited(csv.reader(io.StringIO(text, newline=""), dialect, strict=True), path)
     finally:
         csv.field_size_limit(limit)
 
@@ -235,11 +242,23 @@ def _parse_delimited(reader: Any, path: Path) -> Rows:
 
 
 def _csv(path: Path) -> Rows:
-    return _delimited(path, csv.excel)
+    return _delimited(read_text(path), path, csv.excel)
 
 
 def _tsv(path: Path) -> Rows:
-    return _delimited(path, csv.excel_tab)
+    """Quoted as csv is; a file that cannot be read so but has all its fields without quoting is read without."""
+    text = read_text(path)
+    try:
+        return _delimited(text, path, csv.excel_tab)
+    except UserError as error:
+        try:
+            rows = _delimited(text, path, _Unquoted)
+        except UserError:
+            raise error from None
+        if any(column.startswith('"') for column in rows.columns):
+            raise
+        warnings.warn(f"{error}; so quotes in this file are read as text", stacklevel=2)
+        return rows
 
 
 def _parquet(path: Path) -> Rows:

@@ -39,7 +39,7 @@ LAYOUTS: Mapping[str, Layout] = {
     ),
     "rte": named_layout("rte", text_columns=_SENTENCES, label_names=("entailment", "not_entailment")),
     "sst2": named_layout("sst2", text_columns=("sentence",), label_names=("negative", "positive")),
-    "stsb": NumberLayout(text_columns=_SENTENCES),
+    "stsb": NumberLayout(text_columns=_SENTENCES, limits=(0, 5)),
     "wnli": named_layout("wnli", text_columns=_SENTENCES, label_names=("not_entailment", "entailment")),
 }
 

@@ -82,7 +82,7 @@ class LabelSetLayout(Layout):
     Attributes:
         label_columns: the one column of label lists; or, with ``one_column_each``, those of zeros and ones.
         separator: what stands between labels where a list is text; None where it is a single label.
-        label_ids: label id by the value found in a list.
+        label_ids: label id by the value found in a list, as text.
         labels_of: whose labels these are, as errors name it.
     """
 
@@ -91,7 +91,7 @@ class LabelSetLayout(Layout):
     one_column_each: bool
     separator: str | None
     label_names: tuple[str, ...]
-    label_ids: Mapping[int | str, int]
+    label_ids: Mapping[str, int]
     labels_of: str
     splits: tuple[str, ...] = ("validation",)
 
@@ -196,6 +196,10 @@ def _lists(rows: Rows, column: str, separator: str | None) -> list[list[Any]]:
             labels = [label.strip() for label in (value.split(separator) if separator else [value])]
             lists.append([] if labels == [""] else labels)
         elif isinstance(value, list):
+            if any(isinstance(label, bool | float) for label in value):  # as [1.0, 0.0], of all labels
+                expected = "expected the names or numbers of the row's labels"
+                other = "zeros and ones stand in a column for each label (--label_columns)"
+                raise rows.error(index, f"column '{column}': {expected}, found {value!r:.80}; {other}")
             lists.append(value)
         else:
             found = "null" if value is None else f"{value!r:.80}"

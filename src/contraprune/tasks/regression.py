@@ -18,6 +18,7 @@ from contraprune.objectives import Value
 from contraprune.tasks.base import Flags, Layout, Task
 from contraprune.tasks.classification import label_column
 from contraprune.tasks.files import Rows
+from contraprune.tasks.labels import UNLABELLED
 from contraprune.tasks.texts import text_columns, tokenize
 
 
@@ -66,16 +67,22 @@ def correlations(predicted: Float[np.ndarray, " rows"], labels: Float[np.ndarray
 @final
 @dataclass(frozen=True, kw_only=True)
 class NumberLayout(Layout):
-    """In which columns the texts and the number stand."""
+    """In which columns the texts and the number stand.
+
+    Attributes:
+        limits: the lowest and highest number there is; None for any.
+    """
 
     text_columns: tuple[str, ...]
     label_column: str = "label"
+    limits: tuple[float, float] | None = None
     label_names: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("validation",)
 
     def dataset(self, rows: Rows) -> Dataset:
         texts = {column: rows.texts(column) for column in self.text_columns}
-        columns = {**texts, "label": numbers(rows, self.label_column), "idx": list(range(len(rows.values)))}
+        labels = numbers(rows, self.label_column, self.limits)
+        columns = {**texts, "label": labels, "idx": list(range(len(rows.values)))}
         types = {column: Type("string") for column in texts} | {"label": Type("float32"), "idx": Type("int64")}
         return Dataset.from_dict(columns, features=Features(types))
 
@@ -93,8 +100,9 @@ def inferred_layout(rows: Rows, flags: Flags) -> NumberLayout:
     return NumberLayout(text_columns=text_columns(rows, flags.text_columns, label), label_column=label)
 
 
-def numbers(rows: Rows, column: str) -> list[float]:
-    """All values of a column as finite numbers. Raises UserError at the first that is none."""
+def numbers(rows: Rows, column: str, limits: tuple[float, float] | None) -> list[float]:
+    """All values of a column as finite numbers. Raises UserError at the first that is none, or beyond the limits."""
+    expected = "expected a number" if limits is None else f"expected a number from {limits[0]:g} to {limits[1]:g}"
     found = []
     for index, value in enumerate(rows.column(column)):
         try:
@@ -102,6 +110,9 @@ def numbers(rows: Rows, column: str) -> list[float]:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise rows.error(index, f"column '{column}': expected a number, found {value!r:.80}")
+            raise rows.error(index, f"column '{column}': {expected}, found {value!r:.80}")
+        if limits is not None and not limits[0] <= number <= limits[1]:
+            seen = UNLABELLED if number == -1 else f"{value!r:.80}"
+            raise rows.error(index, f"column '{column}': {expected}, found {seen}")
         found.append(number)
     return found

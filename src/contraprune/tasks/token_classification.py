@@ -165,14 +165,14 @@ class TagLayout(Layout):
     """In which columns the words and their tags stand, and what the tags mean.
 
     Attributes:
-        label_ids: label id by the value found in the column of tags.
+        label_ids: label id by the value found in the column of tags, as text.
         labels_of: whose labels these are, as errors name it.
     """
 
     token_column: str
     tag_column: str
     label_names: tuple[str, ...]
-    label_ids: Mapping[int | str, int]
+    label_ids: Mapping[str, int]
     labels_of: str
     splits: tuple[str, ...] = ("validation",)
 
