@@ -18,7 +18,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Flags of other programs, and of other pruners in docs/migration.md.
 FOREIGN = {"editable", "constraint", "final_lambda", "mask_scores_learning_rate", "initial_warmup", "final_warmup",
-           "attention_pruning_method", "sparsity_epsilon", "target_sparsity", "nnodes"}  # fmt: skip
+           "attention_pruning_method", "sparsity_epsilon", "target_sparsity", "nnodes", "multi_gpu",
+           "num_processes"}  # fmt: skip
 
 
 def blocks(language):
