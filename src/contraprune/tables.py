@@ -152,7 +152,7 @@ def show_bench(report: Mapping[str, Any]) -> None:
 
 def _stages(stages: list[Mapping[str, Any]]) -> Table:
     main = next(iter(stages[0]["metrics"]))
-    table = Table("planned", "heads", "neurons", "parameters", main, "seconds", title="stages")
+    table = Table("removed (plan)", "heads", "neurons", "parameters", main, "seconds", title="stages")
     for stage in stages:
         table.add_row(
             f"{stage['removed_percent']:g} %",

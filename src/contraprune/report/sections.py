@@ -130,7 +130,7 @@ def stages(run: Run) -> Section | None:
         ]
         for stage in run.results["stages"]
     ]
-    headers = ["planned", "heads", "neurons", "parameters", readable(name), "of the teacher's"]
+    headers = ["removed (plan)", "heads", "neurons", "parameters", readable(name), "of the teacher's"]
     return Section(title="Stages", table=Table(headers=headers, rows=rows))
 
 
