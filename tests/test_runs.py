@@ -18,8 +18,7 @@ def claim(path, density=0.1, *, newer=1, overwrite=False):
     directory = RunDirectory(path)
     try:
         options = OPTIONS | {"density": density, "newer": newer}
-        same = {"identity": frozenset({"density", "newer"}), "defaults": {"newer": 1}}
-        return directory.claim(options, RECORD, **same, overwrite=overwrite)
+        return directory.claim(options, RECORD, identity={"density": None, "newer": 1}, overwrite=overwrite)
     finally:
         directory.release()
 
@@ -97,7 +96,7 @@ def test_overwriting_that_is_interrupted_can_be_repeated(begun, monkeypatch, mom
 
 def test_a_second_claim_is_refused_until_the_first_is_released(begun):
     first = RunDirectory(begun)
-    first.claim(OPTIONS, RECORD, identity=frozenset(), defaults={}, overwrite=False)
+    first.claim(OPTIONS, RECORD, identity={}, overwrite=False)
     with pytest.raises(UserError, match=r"run: process \d+ on \S+ is writing to it"):
         claim(begun)
     first.release()

@@ -425,7 +425,12 @@ _REFUSED: dict[str, str] = {
     "fsdp": "sharded weights cannot be ranked; use plain data parallelism",
     "use_liger_kernel": "its fused layers bypass the masked ones; leave it off",
 }
-_WITHOUT_EFFECT = ("bf16_full_eval", "fp16_full_eval", "eval_accumulation_steps", "length_column_name")
+_WITHOUT_EFFECT = {
+    "bf16_full_eval": "models are evaluated as they are saved",
+    "fp16_full_eval": "models are evaluated as they are saved",
+    "eval_accumulation_steps": "outputs leave the device batch by batch",
+    "length_column_name": "lengths are counted in tokens, by us",
+}
 SHOWN_TRAINING_FIELDS = (
     "output_dir", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps", "per_device_train_batch_size",
     "per_device_eval_batch_size", "gradient_accumulation_steps", "weight_decay", "seed", "bf16", "eval_strategy",
@@ -443,7 +448,7 @@ def _check_training(arguments: TrainingArguments) -> None:
             raise UserError(f"--{name} {value}: not supported: {reason}")
     for option in dataclasses.fields(arguments):
         if option.name in _WITHOUT_EFFECT and (value := getattr(arguments, option.name)) != option.default:
-            raise UserError(f"--{option.name} {value}: not supported: models are evaluated as they are saved")
+            raise UserError(f"--{option.name} {value}: not supported: {_WITHOUT_EFFECT[option.name]}")
     _check_hub(arguments)
     for name in (
         "learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size",

@@ -87,9 +87,11 @@ class Job:
         record = {"command": command, "data": task.fingerprint, **_environment()}
         status: list[Any] = [None]
         if arguments.process_index == 0:
-            identity = frozenset(resolved) - NOT_IDENTITY
-            defaults = {field.name: field.default for part in (run, *settings) for field in dataclasses.fields(part)}
-            status = [directory.claim(resolved, record, identity=identity, defaults=defaults, overwrite=run.overwrite)]
+            defaults = {
+                setting.name: _default(setting) for part in (run, *settings) for setting in dataclasses.fields(part)
+            }
+            identity = {name: defaults.get(name) for name in resolved if name not in NOT_IDENTITY}
+            status = [directory.claim(resolved, record, identity=identity, overwrite=run.overwrite)]
         broadcast_object_list(status)
         main = arguments.process_index == 0
         return cls(

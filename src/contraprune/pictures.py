@@ -40,14 +40,15 @@ def draw_summary(summary: Summary, path: Path, title: str) -> None:
     panels = [unit_densities(groups, _BINS) for groups in (heads, neurons)]
     densest = max(float(np.nan_to_num(cells).max(initial=0)) for cells in panels) or 1.0
     names = ("attention heads", "FFN neurons")
-    for axis, groups, cells, name in zip(axes, (heads, neurons), panels, names, strict=True):
+    for axis, groups, found, name in zip(axes, (heads, neurons), panels, names, strict=True):
+        cells = found if found.size else np.full((len(groups), 1), np.nan)  # nothing is left in any layer: blank
         image = axis.imshow(cells, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=densest)
         axis.set_facecolor("0.88")
         living, before = (sum(getattr(units, count) for units in groups) for count in ("living", "before"))
         axis.set_title(f"{name}: {living:,} of {before:,} alive", fontsize=10)
         axis.set_yticks(range(len(groups)))
         widest = max(units.before for units in groups)
-        ticks = np.linspace(0, cells.shape[1], 5 if widest else 0)
+        ticks = np.linspace(0, cells.shape[1], 5 if found.size else 0)
         axis.set_xticks(ticks - 0.5, [f"{tick / cells.shape[1] * widest:.0f}" for tick in ticks])
     axes[0].set_ylabel("layer")
     figure.colorbar(image, ax=axes, label="density (blank: removed, drawn last)", shrink=0.9)

@@ -54,8 +54,7 @@ class RunDirectory:
         options: Mapping[str, Any],
         record: Mapping[str, Any],
         *,
-        identity: frozenset[str],
-        defaults: Mapping[str, Any],
+        identity: Mapping[str, Any],
         overwrite: bool,
     ) -> Literal["new", "interrupted", "finished"]:
         """Takes the directory for a run, or finds that the same run was here before; :meth:`release` comes at last.
@@ -63,8 +62,8 @@ class RunDirectory:
         Args:
             options: the resolved settings, written to config.yaml so that ``--config`` repeats the run.
             record: versions, data fingerprint and so on, written under the key ``run``.
-            identity: the options that make it the same run; others may differ.
-            defaults: what an option was, in effect, that an earlier version wrote no record of.
+            identity: the options that make it the same run, others may differ; each with its default, which it had in
+                a run of a version that did not know it.
             overwrite: delete what an earlier run left.
 
         Raises:
@@ -78,7 +77,7 @@ class RunDirectory:
         try:
             if overwrite:
                 self._clear()
-            return self._claim(options, record, identity, defaults)
+            return self._claim(options, record, identity)
         except BaseException:
             self.release()
             raise
@@ -87,12 +86,11 @@ class RunDirectory:
         self,
         options: Mapping[str, Any],
         record: Mapping[str, Any],
-        identity: frozenset[str],
-        defaults: Mapping[str, Any],
+        identity: Mapping[str, Any],
     ) -> Literal["new", "interrupted", "finished"]:
         if self.config.is_file():
             try:
-                self._compare(options, record, identity, defaults)
+                self._compare(options, record, identity)
             except UserError:
                 if self._begun():
                     raise
@@ -150,8 +148,7 @@ class RunDirectory:
         self,
         options: Mapping[str, Any],
         record: Mapping[str, Any],
-        identity: frozenset[str],
-        defaults: Mapping[str, Any],
+        identity: Mapping[str, Any],
     ) -> None:
         try:
             earlier = yaml.safe_load(self.config.read_text(encoding="utf-8"))
@@ -159,9 +156,9 @@ class RunDirectory:
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{self.config}: not the settings of a run; use --overwrite to replace it") from error
         differing = [
-            f"{key} was {earlier.get(key, defaults.get(key))!r}, now {options.get(key)!r}"
+            f"{key} was {earlier.get(key, identity[key])!r}, now {options.get(key)!r}"
             for key in sorted(identity)
-            if earlier.get(key, defaults.get(key)) != options.get(key)
+            if earlier.get(key, identity[key]) != options.get(key)
         ]
         differing += [
             f"{key} was {before.get(key)!r}, now {record.get(key)!r}"
