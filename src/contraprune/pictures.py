@@ -51,7 +51,8 @@ def draw_summary(summary: Summary, path: Path, title: str) -> None:
         ticks = np.linspace(0, cells.shape[1], 5 if found.size else 0)
         axis.set_xticks(ticks - 0.5, [f"{tick / cells.shape[1] * widest:.0f}" for tick in ticks])
     axes[0].set_ylabel("layer")
-    figure.colorbar(image, ax=axes, label="density (blank: removed, drawn last)", shrink=0.9)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9)
+    bar.set_label("density\n(blank: removed, drawn last)", fontsize=8)  # short enough for two layers
     figure.suptitle(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
