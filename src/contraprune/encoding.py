@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from contraprune.objectives import Objective
 from contraprune.pooling import Pooling, pool
+from contraprune.products import fast_products
 from contraprune.progress import progress as tracked
 from contraprune.tasks import Task
 
@@ -130,13 +131,15 @@ def encode(
         generator=torch.Generator(),  # the loader draws a seed, not from the global stream
     )
     loader = accelerator.prepare(loader)
-    for batch in tracked(loader, description, show=progress):
-        features = features_of(batch, task.objective)
-        with accelerator.autocast():
-            outputs = task.outputs(model(**features), features)
-        mask = features["attention_mask"]
-        representations = F.normalize(reader.take(mask).float(), dim=-1)
-        if task.objective.per_token:
-            outputs = pack_tokens(outputs, mask, tokens=max(lengths))
-        yield Encoded(*accelerator.gather_for_metrics((batch["idx"], representations, outputs)))
+    longest = max(lengths)
+    with fast_products(model):
+        for batch in tracked(loader, description, show=progress):
+            features = features_of(batch, task.objective)
+            with accelerator.autocast():
+                outputs = task.outputs(model(**features), features)
+            mask = features["attention_mask"]
+            representations = F.normalize(reader.take(mask).float(), dim=-1)
+            if task.objective.per_token:
+                outputs = pack_tokens(outputs, mask, tokens=longest)
+            yield Encoded(*accelerator.gather_for_metrics((batch["idx"], representations, outputs)))
     model.train(was_training)

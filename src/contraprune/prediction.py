@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from contraprune.encoding import features_of, longest_first, readable
 from contraprune.errors import UserError
+from contraprune.products import fast_products
 from contraprune.progress import progress as tracked
 from contraprune.tasks import Task
 from contraprune.tasks.base import Collator
@@ -93,7 +94,8 @@ def predict(
     mine = order[state.process_index :: state.num_processes]
     rows = readable(encoded, model, task.objective).select(mine).remove_columns(["length", "idx"])
     passes = _passes(model, task, rows, collator, batch_size=batch_size, progress=progress and state.is_main_process)
-    own = [(index, *answer) for index, answer in zip(mine, passes, strict=True)]
+    with fast_products(model):
+        own = [(index, *answer) for index, answer in zip(mine, passes, strict=True)]
     model.train(was_training)
     gathered = sorted(gather_object(own), key=lambda answer: answer[0])
     answers = [outputs for _, outputs, _ in gathered]

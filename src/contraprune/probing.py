@@ -26,6 +26,7 @@ from contraprune.files import model_in
 from contraprune.objectives import OneLabel, Value
 from contraprune.padding import require_padding
 from contraprune.pooling import Pooling
+from contraprune.products import fast_products
 from contraprune.progress import progress as tracked
 from contraprune.saving import load_config, load_for_finetuning, load_tokenizer
 from contraprune.settings import setting
@@ -145,10 +146,12 @@ class Encoder:
         )
         reader = Reader(self.model, pooling=pooling, use_pooler=self.use_pooler)
         found = np.empty((len(encoded), self.model.config.hidden_size), dtype=np.float32)
-        for batch in tracked(loader, description, show=progress):
-            features = {name: value.to(self.model.device) for name, value in features_of(batch, task.objective).items()}
-            self.model(**features)
-            found[batch["idx"].numpy()] = reader.take(features["attention_mask"]).float().cpu().numpy()
+        device = self.model.device
+        with fast_products(self.model):
+            for batch in tracked(loader, description, show=progress):
+                features = {name: value.to(device) for name, value in features_of(batch, task.objective).items()}
+                self.model(**features)
+                found[batch["idx"].numpy()] = reader.take(features["attention_mask"]).float().cpu().numpy()
         reader.remove()
         return found
 

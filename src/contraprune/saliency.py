@@ -14,6 +14,7 @@ from contraprune.encoding import features_of, longest_first
 from contraprune.masking import MaskedLinear
 from contraprune.objectives import Draws
 from contraprune.processes import Batches, cut
+from contraprune.products import fast_products
 from contraprune.progress import progress as tracked
 from contraprune.seeding import seeded
 from contraprune.tasks import Task
@@ -59,15 +60,16 @@ def fisher_saliency(
     loader = Batches(subset, [batches[number] for number in mine], collator=collator, accelerator=accelerator)
     squares = {name: torch.zeros_like(linear.weight) for name, linear in linears.items()}
     weights = [linear.weight for linear in linears.values()]
-    for number, batch in zip(mine, tracked(loader, "rating weights", show=progress), strict=True):
-        features = features_of(batch, task.objective)
-        with accelerator.autocast():
-            outputs = task.outputs(model(**features), features)
-        draws = Draws(seeded(seed, number))  # of the batch alone: the same on whichever process it is
-        loss = task.objective.sampled_loss(outputs, batch, temperature=temperature, draws=draws)
-        gradients = torch.autograd.grad(loss, weights)
-        for square, gradient in zip(squares.values(), gradients, strict=True):
-            square.add_(gradient.square())
+    with fast_products(model):
+        for number, batch in zip(mine, tracked(loader, "rating weights", show=progress), strict=True):
+            features = features_of(batch, task.objective)
+            with accelerator.autocast():
+                outputs = task.outputs(model(**features), features)
+            draws = Draws(seeded(seed, number))  # of the batch alone: the same on whichever process it is
+            loss = task.objective.sampled_loss(outputs, batch, temperature=temperature, draws=draws)
+            gradients = torch.autograd.grad(loss, weights)
+            for square, gradient in zip(squares.values(), gradients, strict=True):
+                square.add_(gradient.square())
     model.train(was_training)
     return {
         name: linears[name].weight.detach().square() * accelerator.reduce(square, reduction="sum") / len(batches)

@@ -21,6 +21,7 @@ from contraprune.files import write_json
 from contraprune.jobs import Job
 from contraprune.preparation import Prepared, make_student, prepare
 from contraprune.processes import Batches, cut, part_of
+from contraprune.products import fast_products
 from contraprune.progress import progress
 from contraprune.pruning_config import PruningConfig
 from contraprune.runs import Stopwatch
@@ -238,14 +239,15 @@ class StageRunner:
                 outputs = trainer.task.outputs(model(**features), features)
             return trainer.loss_for_importance(outputs, batch, parts[number], (stage.number, number, 1))
 
-        importance = taylor_importance(
-            model,
-            layers,
-            enumerate(progress(loader, description, show=self.job.progress)),
-            loss_of,
-            reduce=lambda scores: accelerator.reduce(scores, reduction="sum"),
-            normalise=self.structured.normalize_importance,
-        )
+        with fast_products(model):
+            importance = taylor_importance(
+                model,
+                layers,
+                enumerate(progress(loader, description, show=self.job.progress)),
+                loss_of,
+                reduce=lambda scores: accelerator.reduce(scores, reduction="sum"),
+                normalise=self.structured.normalize_importance,
+            )
         if any(scores.isnan().any() for scores in (*importance.heads, *importance.neurons)):
             raise UserError(
                 f"stage {stage.number}: the importance of heads and neurons is not a number: the loss or its gradient "
