@@ -142,7 +142,7 @@ class RowFile:
         self._written = None
 
     def __getitem__(self, ids: np.ndarray) -> Float[Tensor, "batch width"]:
-        return torch.from_numpy(np.asarray(self._array[ids]))
+        return torch.from_numpy(np.asarray(self._array.take(ids, axis=0)))
 
 
 class Candidates(NamedTuple):

@@ -4,8 +4,10 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from contraprune.products import linear
 
 Normalization = Literal["supcon", "released"]
 
@@ -53,9 +55,9 @@ def source_terms(
         off = z.sum() * 0
         by_id, by_label = off, off
         if unsupervised:
-            by_id = _reduce(log_p, _positives(ids, row_ids), normalization)
+            by_id = _reduce(log_p, _positives(ids, row_ids, log_p), normalization)
         if supervised and labels is not None and row_labels is not None:
-            by_label = _reduce(log_p, _positives(labels, row_labels), normalization)
+            by_label = _reduce(log_p, _positives(labels, row_labels, log_p), normalization)
     return SourceTerms(by_id, by_label)
 
 
@@ -94,22 +96,26 @@ def _log_probabilities(
     """Log-softmax of the similarities over all candidates but the anchor's own copy."""
     # Two products: stacking the candidates would copy the rows, which are many and long.
     scaled = z / temperature
-    similarities = torch.cat([scaled @ z.detach().T, scaled @ rows.T], dim=1)
-    similarities.fill_diagonal_(-torch.inf)
+    similarities = torch.cat([linear(scaled, z.detach()), linear(scaled, rows)], dim=1)
+    similarities.fill_diagonal_(torch.finfo(similarities.dtype).min)  # not -inf, which times zero is not zero
     return F.log_softmax(similarities, dim=-1)
 
 
-def _positives(mine: Int[Tensor, " batch"], theirs: Int[Tensor, " rows"]) -> Bool[Tensor, "batch batch+rows"]:
-    """Which candidates (the batch itself, then the rows) share the anchor's id or label."""
-    return (mine.unsqueeze(1) == torch.cat([mine, theirs])).fill_diagonal_(False)
+def _positives(
+    mine: Int[Tensor, " batch"], theirs: Int[Tensor, " rows"], like: Float[Tensor, "batch batch+rows"]
+) -> Float[Tensor, "batch batch+rows"]:
+    """One where a candidate (the batch itself, then the rows) shares the anchor's id or label, else zero."""
+    shared = mine.unsqueeze(1) == torch.cat([mine, theirs])
+    # Through bytes, which torch converts to floats several times as fast as booleans.
+    return shared.view(torch.uint8).to(like.dtype).fill_diagonal_(0)
 
 
 def _reduce(
     log_p: Float[Tensor, "batch candidates"],
-    positives: Bool[Tensor, "batch candidates"],
+    positives: Float[Tensor, "batch candidates"],
     normalization: Normalization,
 ) -> Float[Tensor, ""]:
-    positive_log_p = log_p.where(positives, 0)  # not a product: an anchor's own copy has -inf
+    positive_log_p = log_p * positives
     counts = positives.sum(dim=1)
     anchor_losses = -positive_log_p.sum(dim=1) / counts.clamp_min(1)
     divisor = counts.count_nonzero() if normalization == "supcon" else positive_log_p.count_nonzero()

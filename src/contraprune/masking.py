@@ -40,8 +40,8 @@ class _StraightThrough(torch.autograd.Function):
 class MaskedLinear(nn.Linear):
     """A linear layer that computes ``x (weight * mask)^T + bias``.
 
-    Made from an existing layer by :func:`mask_linears`, never constructed. ``mask`` is (out, in) in the weight's
-    dtype, zero where the weight is removed and else usually one, and is set once per optimiser step by
+    Made from an existing layer by :func:`mask_linears`, never constructed. ``mask`` (out, in) is zero where the weight
+    is removed and one where it stays, in bytes, or any factor, as a float; it is set once per optimiser step by
     :meth:`set_mask`. ``mask_scores`` (out, in) is there where the criterion learns its scores; the mask is then
     differentiated straight through to them. With ``dense_gradients``, ``weight.grad`` is the gradient with respect
     to ``weight * mask`` everywhere, until :meth:`drop_masked_gradient`. A ``sampler`` gives the mask of one training
@@ -64,8 +64,12 @@ class MaskedLinear(nn.Linear):
 
     def set_mask(self, mask: Bool[Tensor, "out in"] | Float[Tensor, "out in"]) -> None:
         """What the weight is multiplied with from now on: true or one to keep it, false or zero to remove it."""
-        # Booleans as the bytes they are: torch converts those to floats seven times as fast.
-        self.mask.copy_(mask.view(torch.uint8) if mask.dtype == torch.bool else mask)
+        # Booleans as the bytes they are, which floats are multiplied with directly.
+        mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask.to(self.weight.dtype)
+        if mask.dtype == self.mask.dtype:
+            self.mask.copy_(mask)
+        else:
+            self.mask = mask.clone()
 
     def drop_masked_gradient(self) -> None:
         """Sets ``weight.grad`` to zero where the mask is, after a dense one was looked at."""
@@ -96,7 +100,7 @@ def mask_linears(
     for name, module in linears.items():
         module.__class__ = MaskedLinear
         assert isinstance(module, MaskedLinear)
-        module.register_buffer("mask", torch.ones_like(module.weight), persistent=False)
+        module.register_buffer("mask", torch.ones_like(module.weight, dtype=torch.uint8), persistent=False)
         scores = nn.Parameter(torch.zeros_like(module.weight)) if learn_scores else None
         module.register_parameter("mask_scores", scores)
         module.dense_gradients = dense_gradients

@@ -32,7 +32,7 @@ class Threshold:
     def moved(self, value: float, reach: float) -> None:
         """Notes where it was drawn now, and how far off it may have been at first."""
         if self._value is not None:  # where it stands still, scores are tied: it is looked for there only
-            reach = 0.0 if value == self._value else max(2 * abs(value - self._value), self._reach / 2)
+            reach = 0.0 if value == self._value else max(6 * abs(value - self._value), self._reach / 2)
         known = math.isfinite(value) and math.isfinite(reach)
         self._value, self._reach = (value, reach) if known else (None, 0.0)
 
