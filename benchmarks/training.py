@@ -5,13 +5,14 @@
 
 ``steps``: a whole step (batch of 32, masks, losses, optimiser) of movement pruning at density 0.1 with three sources,
 3 snapshots, distillation and 4,096 extra examples, against a step of fine-tuning on the same batches; also without
-masks, as in the stages of ``taylor``. For the model given and for BERT-base with random weights. With tokens and
-operations per second, and with --peak_tflops their share of what the card can do.
+masks, as in the stages of ``taylor``. For the model given and for BERT-base with random weights. Plain and masked steps
+are also taken with torch's stock matrix products (contraprune/products.py), as training without contraprune has them.
+With tokens and operations per second, and with --peak_tflops their share of what the card can do.
 ``rows``: the same step with banks of 10 thousand to 1 million examples, mapped from disk.
 ``memory``: what such a process holds, one for each size: memory of its own, and pages of files, which the system takes
 back when it needs them (Linux).
-``encoding``: filling a bank against nothing but the forward passes of the same batches, and of batches in the order
-of the data.
+``encoding``: filling a bank against nothing but the forward passes of the same batches with torch's stock products and
+with ours, and against stock passes of batches in the order of the data.
 
 Variants take turns in one process, over the same batches; a ratio is the median over all steps, each against the other
 variant's with the same batch in the same round. On a CPU with one thread time is the processor's, which other work on
@@ -28,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -52,6 +54,7 @@ from contraprune.criteria import CRITERIA
 from contraprune.encoding import Reader, encode, features_of, readable
 from contraprune.machine import describe
 from contraprune.masking import mask_linears
+from contraprune.products import fast_products, other_library_is_exact, stock_products
 from contraprune.pruning_config import PruningConfig
 from contraprune.saving import load_for_finetuning, load_tokenizer
 from contraprune.structure import find_layers
@@ -59,6 +62,7 @@ from contraprune.tasks import Task, load_task
 from contraprune.trainer import ContrastTrainer, Knowledge, MaskedTrainer, TaskTrainer
 
 SNAPSHOTS = 3
+STOCK = "stock_"  # the names of variants with torch's own choice of library begin so
 WARM_UP = 3  # steps of every block that do not count
 
 
@@ -177,10 +181,15 @@ def interleaved(trainers: dict[str, TaskTrainer], rounds: int) -> dict[str, Step
     times = {name: StepTimes() for name in trainers}
     for name, trainer in trainers.items():
         trainer.add_callback(times[name])
+    for trainer in trainers.values():  # until each has the memory it needs
+        trainer.train()
+    for time in times.values():
+        time.seconds.clear()
     for _ in range(rounds):
-        for trainer in trainers.values():
+        for name, trainer in trainers.items():
             gc.collect()
-            trainer.train()
+            with stock_products() if name.startswith(STOCK) else nullcontext():
+                trainer.train()
     return times
 
 
@@ -202,6 +211,7 @@ def operations(model: Any) -> int:
 
 def measure_steps(subject: Subject, rounds: int, peak_tflops: float | None) -> dict[str, Any]:
     trainers = {"plain": subject.plain(), "unmasked": subject.unmasked(), "masked": subject.masked()}
+    trainers |= {f"{STOCK}plain": subject.plain(), f"{STOCK}masked": subject.masked()}
     of_batches: list[int] = []
     trainers["plain"].data_collator = counted(trainers["plain"].data_collator, of_batches)
     masked = trainers["masked"]
@@ -221,6 +231,8 @@ def measure_steps(subject: Subject, rounds: int, peak_tflops: float | None) -> d
         "seconds": {name: round(value, 4) for name, value in medians.items()},
         "masked_over_plain": times["masked"].over(times["plain"]),
         "unmasked_over_plain": times["unmasked"].over(times["plain"]),
+        "masked_over_stock_plain": times["masked"].over(times[f"{STOCK}plain"]),
+        "stock_masked_over_stock_plain": times[f"{STOCK}masked"].over(times[f"{STOCK}plain"]),
         "share_of_masked_step": {
             name: round(median(values) / medians["masked"], 4) for name, values in spent.items() if values
         },
@@ -291,7 +303,7 @@ def measure_encoding(subject: Subject, rounds: int) -> dict[str, Any]:
     trainer = subject.plain()
     model = trainer.model.to(trainer.args.device)
     batch = trainer.args.per_device_eval_batch_size
-    seconds: dict[str, list[float]] = {"bank": [], "forward": [], "in_order_of_the_data": []}
+    seconds: dict[str, list[float]] = {}
 
     def bank() -> None:
         reader = Reader(model, pooling="mean", use_pooler=False)
@@ -312,31 +324,33 @@ def measure_encoding(subject: Subject, rounds: int) -> dict[str, Any]:
         file.seal({})
         reader.remove()
 
-    def forward(order: list[int]) -> None:
+    def forward(order: list[int], products: Any) -> None:
         rows = subject.dataset.select(order).remove_columns("length")
         loader = torch.utils.data.DataLoader(rows, batch_size=batch, collate_fn=trainer.data_collator)
         model.eval()
-        with torch.inference_mode(), trainer.accelerator.autocast():
+        with torch.inference_mode(), trainer.accelerator.autocast(), products:
             for features in trainer.accelerator.prepare(loader):
                 model(**features_of(features, subject.task.objective))
 
     lengths = subject.dataset["length"]
     by_length = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    runs = {
+        "bank": bank,
+        "forward": lambda: forward(by_length, fast_products(model)),
+        "stock_forward": lambda: forward(by_length, stock_products()),
+        "stock_in_order_of_the_data": lambda: forward(list(range(len(lengths))), stock_products()),
+    }
+    bank()  # so that the first one does not have the memory to find
     for _ in range(rounds):
-        for name, run in (
-            ("bank", bank),
-            ("forward", lambda: forward(by_length)),
-            ("in_order_of_the_data", lambda: forward(list(range(len(lengths))))),
-        ):
+        for name, run in runs.items():
             start = now()
             run()
-            seconds[name].append(now() - start)
+            seconds.setdefault(name, []).append(now() - start)
     medians = {name: median(values) for name, values in seconds.items()}
     return {
         "examples": len(lengths),
         "seconds": {name: round(value, 3) for name, value in medians.items()},
-        "bank_over_forward": round(medians["bank"] / medians["forward"], 3),
-        "bank_over_in_order_of_the_data": round(medians["bank"] / medians["in_order_of_the_data"], 3),
+        **{f"bank_over_{name}": round(medians["bank"] / medians[name], 3) for name in runs if name != "bank"},
     }
 
 
@@ -395,7 +409,12 @@ def main() -> None:
     parser.add_argument("--small_only", action="store_true", help="leave BERT-base out")
     options, flags = parser.parse_known_args()
     kept = not options.stock_allocator and keep_freed_memory()
-    result: dict[str, Any] = {"machine": describe(), "flags": flags, "freed_memory_is_kept": kept}
+    result: dict[str, Any] = {
+        "machine": describe(),
+        "flags": flags,
+        "freed_memory_is_kept": kept,
+        "products_are_stock": not other_library_is_exact(),
+    }
     with tempfile.TemporaryDirectory() as folder:
         found = subjects(options, flags, Path(folder))
         if options.small_only:
