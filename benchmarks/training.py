@@ -15,9 +15,10 @@ back when it needs them (Linux).
 with ours, and against stock passes of batches in the order of the data.
 
 Variants take turns in one process, over the same batches; a ratio is the median over all steps, each against the other
-variant's with the same batch in the same round. On a CPU with one thread time is the processor's, which other work on
-the machine changes least; else it is wall time. Freed memory is kept, as in every run of ``contraprune``
-(--stock_allocator: it is not). Parts that FILE.json holds from before stay in it.
+variant's with the same batch in the same round; in ``all_batches`` it is that of all batches together, as in an epoch.
+On a CPU with one thread time is the processor's, which other work on the machine changes least; else it is wall time.
+Freed memory is kept, as in every run of ``contraprune`` (--stock_allocator: it is not). Parts that FILE.json holds from
+before stay in it.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -63,6 +65,12 @@ from contraprune.trainer import ContrastTrainer, Knowledge, MaskedTrainer, TaskT
 
 SNAPSHOTS = 3
 STOCK = "stock_"  # the names of variants with torch's own choice of library begin so
+PAIRS = (
+    ("masked", "plain"),
+    ("unmasked", "plain"),
+    ("masked", f"{STOCK}plain"),
+    (f"{STOCK}masked", f"{STOCK}plain"),
+)
 WARM_UP = 3  # steps of every block that do not count
 
 
@@ -75,20 +83,35 @@ def now() -> float:
 
 @dataclass
 class StepTimes(TrainerCallback):
-    """Seconds from the beginning of each step to that of the next: all that happens in between counts."""
+    """Seconds from the beginning of each step to that of the next: all that happens in between counts.
 
-    seconds: list[float] = field(default_factory=list)
+    Attributes:
+        seconds: of each step, round after round; step i of every round has the same batch.
+    """
+
+    seconds: list[list[float]] = field(default_factory=list)
     started: list[float] = field(default_factory=list)
 
     def over(self, other: "StepTimes") -> float:
-        pairs = zip(self.seconds, other.seconds, strict=True)
+        """Of a batch like most."""
+        pairs = zip(chain(*self.seconds), chain(*other.seconds), strict=True)
         return round(median(mine / theirs for mine, theirs in pairs), 3)
+
+    def in_all_over(self, other: "StepTimes") -> float:
+        """Of all batches together, each with the median of its rounds."""
+        return round(self.in_all() / other.in_all(), 3)
+
+    def in_all(self) -> float:
+        return sum(median(rounds) for rounds in zip(*self.seconds, strict=True))
+
+    def median(self) -> float:
+        return median(chain(*self.seconds))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started.append(now())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds += np.diff(self.started)[WARM_UP:].tolist()
+        self.seconds.append(np.diff(self.started)[WARM_UP:].tolist())
         self.started.clear()
 
 
@@ -183,8 +206,8 @@ def interleaved(trainers: dict[str, TaskTrainer], rounds: int) -> dict[str, Step
         trainer.add_callback(times[name])
     for trainer in trainers.values():  # until each has the memory it needs
         trainer.train()
-    for time in times.values():
-        time.seconds.clear()
+    for of_variant in times.values():
+        of_variant.seconds.clear()
     for _ in range(rounds):
         for name, trainer in trainers.items():
             gc.collect()
@@ -218,7 +241,7 @@ def measure_steps(subject: Subject, rounds: int, peak_tflops: float | None) -> d
     assert isinstance(masked, MaskedTrainer)
     spent = timed_parts(masked)
     times = interleaved(trainers, rounds)
-    medians = {name: median(time.seconds) for name, time in times.items()}
+    medians = {name: of_variant.median() for name, of_variant in times.items()}
     tokens = median(of_batches)
     tflops = {name: tokens * operations(subject.model) / value / 1e12 for name, value in medians.items()}
     on_card = peak_tflops and {name: round(value / peak_tflops, 4) for name, value in tflops.items()}
@@ -229,14 +252,13 @@ def measure_steps(subject: Subject, rounds: int, peak_tflops: float | None) -> d
         "share_of_peak": on_card,
         "parameters": sum(p.numel() for p in trainers["plain"].model.parameters()),
         "seconds": {name: round(value, 4) for name, value in medians.items()},
-        "masked_over_plain": times["masked"].over(times["plain"]),
-        "unmasked_over_plain": times["unmasked"].over(times["plain"]),
-        "masked_over_stock_plain": times["masked"].over(times[f"{STOCK}plain"]),
-        "stock_masked_over_stock_plain": times[f"{STOCK}masked"].over(times[f"{STOCK}plain"]),
+        **{f"{mine}_over_{theirs}": times[mine].over(times[theirs]) for mine, theirs in PAIRS},
+        "all_batches": {f"{mine}_over_{theirs}": times[mine].in_all_over(times[theirs]) for mine, theirs in PAIRS},
         "share_of_masked_step": {
             name: round(median(values) / medians["masked"], 4) for name, values in spent.items() if values
         },
-        "steps_measured": len(times["plain"].seconds),
+        "batches_measured": len(times["plain"].seconds[0]),
+        "rounds": len(times["plain"].seconds),
     }
 
 
@@ -275,10 +297,10 @@ def measure_rows(subject: Subject, rounds: int, sizes: tuple[int, ...]) -> list[
     return [
         {
             "bank_rows": int(name),
-            "seconds": round(median(time.seconds), 4),
-            "of_the_first": time.over(first),
+            "seconds": round(of_size.median(), 4),
+            "of_the_first": of_size.over(first),
         }
-        for name, time in times.items()
+        for name, of_size in times.items()
     ]
 
 
@@ -286,7 +308,7 @@ def measure_memory(sizes: tuple[int, ...]) -> list[dict[str, int]]:
     """Megabytes at the end of some steps, each size in a fresh process with the flags of this one."""
     found = []
     for size in sizes:
-        flags = ["--parts", "held", "--rows", str(size), "--small_only"]
+        flags = ["--parts", "held", "--rows", str(size), "--models", "given"]
         shown = subprocess.check_output([sys.executable, *sys.argv, *flags], stderr=subprocess.DEVNULL, text=True)
         found.append({"bank_rows": size, **json.loads(shown.splitlines()[-1])})
     return found
@@ -406,7 +428,7 @@ def main() -> None:
         "--peak_tflops", type=float, help="what the card can do in this precision: gives the share of it"
     )
     parser.add_argument("--stock_allocator", action="store_true")
-    parser.add_argument("--small_only", action="store_true", help="leave BERT-base out")
+    parser.add_argument("--models", nargs="+", default=["given", "base"], choices=["given", "base"])
     options, flags = parser.parse_known_args()
     kept = not options.stock_allocator and keep_freed_memory()
     result: dict[str, Any] = {
@@ -417,8 +439,9 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         found = subjects(options, flags, Path(folder))
-        if options.small_only:
-            found = dict([next(iter(found.items()))])
+        found = {
+            name: found[name] for name, kind in zip(found, ("given", "base"), strict=True) if kind in options.models
+        }
         first = next(iter(found.values()))
         if "steps" in options.parts:
             result["steps"] = [

@@ -31,6 +31,7 @@ class Threshold:
 
     def moved(self, value: float, reach: float) -> None:
         """Notes where it was drawn now, and how far off it may have been at first."""
+        # Six times as far as it went: to miss it next time costs more than to look at some more scores.
         if self._value is not None:  # where it stands still, scores are tied: it is looked for there only
             reach = 0.0 if value == self._value else max(6 * abs(value - self._value), self._reach / 2)
         known = math.isfinite(value) and math.isfinite(reach)
