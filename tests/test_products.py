@@ -151,6 +151,12 @@ def test_a_setting_of_the_users_own_stays(tf32):
     assert setting() == "tf32"
 
 
+def test_a_setting_that_the_user_makes_later_too(model, switchable, tf32):
+    with Settings() as seen, fast_products(model):
+        model(**BATCH).loss.backward()
+    assert set.union(*seen.of.values()) == {"tf32"}
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_training_has_it_unless_it_is_compiled(tiny_options, monkeypatch, compiled):
     entered = []

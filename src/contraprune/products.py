@@ -74,7 +74,8 @@ def fast_products(model: nn.Module) -> Iterator[None]:
 
 
 def _applies(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.device.type == "cpu" and _switch.allowed and other_library_is_exact()
+    on_cpu = tensor is not None and tensor.device.type == "cpu"
+    return on_cpu and _switch.allowed and other_library_is_exact() and _SETTING.fp32_precision == _STOCK
 
 
 @cache
